@@ -1,0 +1,1 @@
+"""The training: config, data, model, inner and outer step, the round, checkpoints and reports."""

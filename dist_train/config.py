@@ -1,0 +1,374 @@
+"""The config of a run: one TOML file, checked at once, written back resolved.
+
+Every key of a run is on this page, so that a reader sees them side by side and the command line need not import
+torch to refuse a typing error. Units stand in the names. `load` reads a file and overrides, `Config.digest` is
+what the members of a run compare before they train together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import tomli_w
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+
+class ConfigError(ValueError):
+    """The config, or an override of it, cannot be used. The message is one line: value, rule and remedy."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _identifier(value: str) -> str:
+    if not value or len(value) > 64 or not all(c.isalnum() and c.isascii() or c in "-_." for c in value) or value[0] in "-.":
+        raise ValueError("use 1 to 64 letters, digits, '-', '_' or '.', beginning with a letter, a digit or '_'")
+    return value
+
+
+Identifier = Annotated[str, AfterValidator(_identifier)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
+
+
+class RunConfig(_Section):
+    """[run]: which run this is."""
+
+    name: Identifier = "run"
+    """Name of the run; members of one run agree on it."""
+    directory: str = "runs/run"
+    """Where the run keeps its config, checkpoints, ledger and logs."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seeds the initial parameters, the shuffle and the validation split."""
+
+
+class ModelConfig(_Section):
+    """[model]: a Llama built from these numbers, or any causal Hugging Face config under `path`."""
+
+    path: str | None = None
+    """A local Hugging Face directory; its config.json decides the architecture and the keys below are not read."""
+    hidden_size: int = Field(default=256, ge=1)
+    layers: int = Field(default=6, ge=1)
+    heads: int = Field(default=8, ge=1)
+    kv_heads: int | None = Field(default=None, ge=1)
+    """Key and value heads; as many as `heads` when left out."""
+    intermediate_size: int | None = Field(default=None, ge=1)
+    """Width of the gated MLP; 8/3 of `hidden_size`, rounded up to a multiple of 32, when left out."""
+    vocab_size: int = Field(default=256, ge=2)
+    rope_theta: float = Field(default=10_000.0, gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.path is None:
+            if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+                raise ValueError(
+                    f"heads = {self.heads} does not cut hidden_size = {self.hidden_size} into heads of an even size; "
+                    f"try heads = {_nearest_heads(self.hidden_size, self.heads)}"
+                )
+            if self.heads % (self.kv_heads or self.heads):
+                raise ValueError(f"kv_heads = {self.kv_heads} does not divide heads = {self.heads}")
+        return self
+
+
+def _nearest_heads(hidden_size: int, heads: int) -> int:
+    fitting = [n for n in range(1, hidden_size // 2 + 1) if hidden_size % n == 0 and (hidden_size // n) % 2 == 0]
+    return min(fitting or [1], key=lambda n: abs(n - heads))
+
+
+class DataConfig(_Section):
+    """[data]: which documents, how they become tokens, and what is held back for validation."""
+
+    source: str = "python-stdlib"
+    """`python-stdlib`, or `text:GLOB`, `jsonl:GLOB`, `parquet:GLOB`, `bin:GLOB`, `npy:GLOB`."""
+    tokenizer: str = "bytes"
+    """`bytes` (256 tokens), or a local Hugging Face tokenizer directory."""
+    sequence_tokens: int = Field(default=512, ge=2)
+    """Longest sequence that is trained as a whole; longer documents are cut in pieces of this many tokens."""
+    text_field: str = "text"
+    """The field of a JSONL object, or the Parquet column, that holds a document's text."""
+    token_dtype: Literal["uint8", "uint16", "uint32"] = "uint16"
+    """The type of one token in `bin:` shards (little-endian)."""
+    document_separator: int | None = Field(default=None, ge=0)
+    """The token that ends each document in `bin:` and `npy:` shards; a shard is one document when left out."""
+    validation_fraction: float = Field(default=0.02, gt=0.0, lt=1.0)
+    """Share of the documents that is never trained on."""
+    validation_tokens: int = Field(default=65_536, ge=2)
+    """At most so many tokens of the validation documents are evaluated each time."""
+
+
+class InnerConfig(_Section):
+    """[inner]: what a replica does by itself between two exchanges."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` trains matrices inside the layers with Muon and everything else with AdamW."""
+    lr: float = Field(default=1e-3, gt=0)
+    steps: int = Field(default=15, ge=1)
+    """H: inner steps in an outer round (`outer.method = "ddp"` exchanges after every one)."""
+    batch_tokens: int = Field(default=8192, ge=2)
+    """Tokens of one inner step of one replica."""
+    micro_batch_tokens: int | None = Field(default=None, ge=2)
+    """Most tokens in one forward pass, to fit the device's memory; the whole batch when left out."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    muon_lr: float = Field(default=0.02, gt=0)
+    """Learning rate of the matrices under `optimizer = "muon"`."""
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
+    clip_norm: float = Field(default=1.0, ge=0)
+    """Largest norm of the whole gradient; 0 does not clip."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Inner steps of linear warm-up, counted over the whole run."""
+    final_lr_fraction: Fraction = 0.1
+    """Where the cosine ends, as a share of `lr`."""
+
+
+Method = Literal["sparseloco", "diloco", "ddp"]
+
+
+class OuterConfig(_Section):
+    """[outer]: how the replicas' work becomes one model."""
+
+    method: Method = "sparseloco"
+    lr: float | None = Field(default=None, gt=0)
+    """alpha. When left out: 1.0 for sparseloco, 0.7 for diloco. ddp has none."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Nesterov momentum of diloco's outer step; the others have none."""
+    dense_values: Literal["fp32", "bf16", "int8"] = "fp32"
+    """How diloco and ddp send a value."""
+    rounds: int = Field(default=40, ge=1)
+    """Outer rounds of H inner steps. ddp takes as many inner steps in all, and exchanges after each."""
+    guard: Literal["median-norm", "off"] = "median-norm"
+    """`median-norm` scales a contribution above the round's median norm down to it before it is averaged."""
+    validate_every: int = Field(default=1, ge=1)
+    """Outer rounds between two evaluations on the validation documents; the last round is always evaluated."""
+
+
+class SparseLoCoConfig(_Section):
+    """[sparseloco]: what of the pseudo-gradient is sent."""
+
+    chunk: int = Field(default=4096, ge=4, le=65_536)
+    """C: a matrix is cut in square blocks of so many values, a vector in runs of so many."""
+    k: int = Field(default=64, ge=1)
+    """Values sent of each chunk."""
+    value_bits: Literal[1, 2, 32] = 2
+    """Bits of one sent value: sign, sign and magnitude, or fp32."""
+    quantizer: Literal["sign-magnitude", "statistical"] = "sign-magnitude"
+    """`statistical` is the published reference's codebook, for parity."""
+    error_decay: Fraction = 0.95
+    """beta: what the error feedback keeps from round to round."""
+    aggregate: Literal["mean", "contributors", "weighted"] = "contributors"
+    """Divide by the replicas, by those that sent the coordinate, or weight by the tokens trained."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> SparseLoCoConfig:
+        if math.isqrt(self.chunk) ** 2 != self.chunk:
+            raise ValueError(f"chunk = {self.chunk} is no square, and matrices are cut in square blocks; try 4096")
+        if self.k > self.chunk:
+            raise ValueError(f"k = {self.k} is more than a chunk holds ({self.chunk}); lower k")
+        if self.quantizer == "statistical" and self.value_bits != 2:
+            raise ValueError(f'quantizer = "statistical" has two bits, not value_bits = {self.value_bits}')
+        return self
+
+
+class ExchangeConfig(_Section):
+    """[exchange]: how payloads and agreement travel, and how long anybody waits."""
+
+    address: str = "127.0.0.1:0"
+    """Where the coordinator listens; port 0 takes any free port."""
+    route: Literal["direct", "relay"] = "direct"
+    """`direct`: replicas serve their own payloads. `relay`: everybody dials the coordinator, which stores and forwards."""
+    min_replicas: int = Field(default=1, ge=1)
+    """A round never commits with fewer contributions."""
+    gather_deadline_s: Seconds = 300.0
+    """How long a starting (or restarted) coordinator waits for all replicas before it goes on with those present."""
+    publish_deadline_s: Seconds = 60.0
+    """How long a round waits for the others once the first replica has reported."""
+    fetch_deadline_s: Seconds = 60.0
+    """How long a replica may take to fetch the payloads of a round and acknowledge them."""
+    heartbeat_s: Seconds = 2.0
+    """A replica says that it lives this often."""
+    liveness_deadline_s: Seconds = 15.0
+    """A replica silent for so long is taken for dead."""
+    outage_deadline_s: Seconds = 120.0
+    """How long a replica tries to reach a coordinator that is gone."""
+
+    @model_validator(mode="after")
+    def _inner_below_outer(self) -> ExchangeConfig:
+        if self.heartbeat_s * 2 >= self.liveness_deadline_s:
+            raise ValueError(
+                f"heartbeat_s = {self.heartbeat_s:g} must be less than half of "
+                f"liveness_deadline_s = {self.liveness_deadline_s:g}"
+            )
+        if self.liveness_deadline_s > self.gather_deadline_s:
+            raise ValueError(
+                f"liveness_deadline_s = {self.liveness_deadline_s:g} must not be above "
+                f"gather_deadline_s = {self.gather_deadline_s:g}"
+            )
+        return self
+
+
+class SecurityConfig(_Section):
+    """[security]: who may listen in."""
+
+    mode: Literal["loopback", "insecure"] = "loopback"
+    """`loopback` sends plain text and never leaves this machine; `insecure` says that plain text may leave it."""
+
+
+class CheckpointConfig(_Section):
+    """[checkpoint]: how often a replica can be resumed from, and how far back."""
+
+    every_rounds: int = Field(default=1, ge=1)
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints kept; older ones are deleted after a newer one is whole."""
+
+
+class ReplicaConfig(_Section):
+    """[[replica]]: one full copy of the model being trained."""
+
+    id: Identifier
+    device: str = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`."""
+
+
+class Config(_Section):
+    """Everything that decides a run."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    inner: InnerConfig = InnerConfig()
+    outer: OuterConfig = OuterConfig()
+    sparseloco: SparseLoCoConfig = SparseLoCoConfig()
+    exchange: ExchangeConfig = ExchangeConfig()
+    security: SecurityConfig = SecurityConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    replica: tuple[ReplicaConfig, ...] = Field(default=(ReplicaConfig(id="a"),), min_length=1)
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Config:
+        ids = [replica.id for replica in self.replica]
+        if twice := sorted({i for i in ids if ids.count(i) > 1}):
+            raise ValueError(f'replica.id = "{twice[0]}" is given twice; ids are unique')
+        if self.exchange.min_replicas > len(ids):
+            raise ValueError(
+                f"exchange.min_replicas = {self.exchange.min_replicas} is more than the {len(ids)} [[replica]] sections"
+            )
+        if self.inner.batch_tokens < self.data.sequence_tokens:
+            raise ValueError(
+                f"inner.batch_tokens = {self.inner.batch_tokens} is less than one sequence "
+                f"(data.sequence_tokens = {self.data.sequence_tokens}); raise it or shorten the sequences"
+            )
+        if self.inner.micro_batch_tokens is not None and self.inner.micro_batch_tokens < self.data.sequence_tokens:
+            raise ValueError(
+                f"inner.micro_batch_tokens = {self.inner.micro_batch_tokens} is less than one sequence "
+                f"(data.sequence_tokens = {self.data.sequence_tokens}); raise it or shorten the sequences"
+            )
+        return self
+
+    @property
+    def steps_per_round(self) -> int:
+        """Inner steps between two exchanges: H, or 1 under ddp."""
+        return 1 if self.outer.method == "ddp" else self.inner.steps
+
+    @property
+    def rounds(self) -> int:
+        """Exchanges in the whole run: every method takes `outer.rounds * inner.steps` inner steps."""
+        return self.outer.rounds * self.inner.steps // self.steps_per_round
+
+    @property
+    def total_steps(self) -> int:
+        """Inner steps of one replica in the whole run; what the learning-rate schedule spans."""
+        return self.outer.rounds * self.inner.steps
+
+    @property
+    def validate_every_rounds(self) -> int:
+        """Exchanges between two evaluations, `outer.validate_every` in units of this method's rounds."""
+        return self.outer.validate_every * self.inner.steps // self.steps_per_round
+
+    @property
+    def outer_lr(self) -> float:
+        """alpha, with the method's default filled in."""
+        return self.outer.lr if self.outer.lr is not None else {"sparseloco": 1.0, "diloco": 0.7, "ddp": 1.0}[self.outer.method]
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all that must be equal among the members: not where files, sockets and devices are."""
+        shared = self.model_dump(mode="json")
+        del shared["run"]["directory"], shared["exchange"]["address"], shared["security"]
+        shared["replica"] = sorted(replica["id"] for replica in shared["replica"])
+        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        """The resolved config; `load` of it gives this config back."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """The config in the TOML file `path`, with `section.key=value` overrides applied; ConfigError in one line."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    for override in overrides:
+        _apply_override(document, override)
+    return parse(document, origin=str(path))
+
+
+def parse(document: Mapping[str, Any], origin: str = "config") -> Config:
+    """The config of a parsed TOML document; ConfigError names the first offending key."""
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_first_problem(error)}") from None
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.partition(".")
+    if not equals or not dot:
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    table = document.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"override {override!r}: [[{section}]] is a list; edit it in the file")
+    try:
+        table[name] = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        table[name] = text  # a bare word is a string: outer.method=ddp
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in problem["loc"]) or "config"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        known = _keys_beside(problem["loc"])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
+        return f"unknown key {place}; " + (f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}")
+    if problem["type"] == "value_error":
+        return f"{place}: {message}" if problem["loc"] else message
+    if problem["type"] == "missing":
+        return f"{place} is missing; give it a value"
+    return f"{place} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            model = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,83 @@
+"""Where a run keeps what: the paths of a run directory, each named once."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The folder of one run.
+
+    Several processes of one machine may share it: everything that a process writes is named after its member id,
+    and a file that others read appears whole or not at all.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, TOML."""
+        return self.path / "config.toml"
+
+    @property
+    def journal(self) -> Path:
+        """The coordinator's journal, SQLite."""
+        return self.path / "coordinator.sqlite"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object for each committed round, written by the coordinator; the last one of a round counts."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def corpus(self) -> Path:
+        """Tokenized documents, memory-mapped by every process of this machine."""
+        return self.path / "corpus"
+
+    @property
+    def checkpoints(self) -> Path:
+        """`round-N/` folders."""
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """One log file a process."""
+        return self.path / "logs"
+
+    @property
+    def ledgers(self) -> Path:
+        """One JSONL file a member: every transfer that it took part in."""
+        return self.path / "ledger"
+
+    def ledger(self, member: str) -> Path:
+        """The transfers that `member` counted, one JSON object a line."""
+        return self.ledgers / f"{member}.jsonl"
+
+    def log(self, member: str) -> Path:
+        """What `member`'s process printed."""
+        return self.logs / f"{member}.log"
+
+    def payloads(self, member: str) -> Path:
+        """`member`'s round log: each payload that it made or fetched, named by its SHA-256."""
+        return self.path / "payloads" / member
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Puts `content` at `path` whole or not at all, also when the disk fills or the power goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            Path(name).unlink()
+        raise
