@@ -49,7 +49,7 @@ class Update:
     """(n,) or (num_values,) fp32, all finite."""
 
     def add_to(self, flat: Tensor, weight: float = 1.0) -> None:
-        """Adds `weight` times this update to `flat` in place, each value by one rounding of a product and one of a sum."""
+        """Adds `weight` times this update to `flat` in place: for each value one rounded product, one rounded sum."""
         values = self.values if weight == 1.0 else self.values * weight
         if self.positions is None:
             flat.add_(values)
@@ -78,7 +78,11 @@ class Codec(Protocol):
         ...
 
     def decode(self, payload: bytes, layout: Layout, device: torch.device | str = "cpu") -> Update:
-        """The update that `payload` carries. PayloadError unless every field of it is sound; checked before allocating."""
+        """The update that `payload` carries. PayloadError unless all of it is sound, found before allocating."""
+        ...
+
+    def num_values(self, layout: Layout) -> int:
+        """Values that a payload of this layout carries: all of them, or those that are kept of each chunk."""
         ...
 
     def num_bytes(self, layout: Layout) -> int:

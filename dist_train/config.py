@@ -31,7 +31,12 @@ class _Section(BaseModel):
 
 
 def _identifier(value: str) -> str:
-    if not value or len(value) > 64 or not all(c.isalnum() and c.isascii() or c in "-_." for c in value) or value[0] in "-.":
+    if (
+        not value
+        or len(value) > 64
+        or not all(c.isalnum() and c.isascii() or c in "-_." for c in value)
+        or value[0] in "-."
+    ):
         raise ValueError("use 1 to 64 letters, digits, '-', '_' or '.', beginning with a letter, a digit or '_'")
     return value
 
@@ -299,7 +304,11 @@ class Config(_Section):
     @property
     def outer_lr(self) -> float:
         """alpha, with the method's default filled in."""
-        return self.outer.lr if self.outer.lr is not None else {"sparseloco": 1.0, "diloco": 0.7, "ddp": 1.0}[self.outer.method]
+        return (
+            self.outer.lr
+            if self.outer.lr is not None
+            else {"sparseloco": 1.0, "diloco": 0.7, "ddp": 1.0}[self.outer.method]
+        )
 
     def digest(self) -> str:
         """SHA-256 (hex) of all that must be equal among the members: not where files, sockets and devices are."""
@@ -370,5 +379,7 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     for part in location[:-1]:
         if isinstance(part, str):
             annotation = model.model_fields[part].annotation
-            model = next(t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel))
+            model = next(
+                t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)
+            )
     return list(model.model_fields)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,11 @@ class RunDirectory:
     def metrics(self) -> Path:
         """One JSON object for each committed round, written by the coordinator; the last one of a round counts."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def facts(self) -> Path:
+        """What a report needs to know of model and corpus, JSON, written by the replicas (all write the same)."""
+        return self.path / "run.json"
 
     @property
     def corpus(self) -> Path:
@@ -67,17 +73,27 @@ class RunDirectory:
         return self.path / "payloads" / member
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Puts `content` at `path` whole or not at all, also when the disk fills or the power goes."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what is written there becomes `path`, whole or not at all.
+
+    That holds also when the disk fills or the power goes: the content is on the disk before it gets its name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        temporary.replace(path)
     except BaseException:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Puts `content` at `path`, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

@@ -1,0 +1,251 @@
+"""The coordinator: carries messages between the replicas and the round machine, and writes down what it decides.
+
+It holds no tensor and decides nothing itself. For each event: the machine advances, the journal is written, and only
+then is anything sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import grpc
+
+from comms import wire
+from comms.agreement import CommittedRound, Heartbeat, Holder, Join, RoundSummary
+from comms.channel import SecurityMode, listen, new_server
+from comms.errors import RunFailed
+from comms.journal import Journal
+from comms.ledger import Ledger
+from comms.payloads import PayloadService
+from comms.rounds import advance, next_deadline_s
+from comms.run_state import Alive, Event, Heard, Phase, Record, Restarted, RoundRules, RunState, Send, Summarise, Ticked
+from comms.store import PayloadStore
+from protos import payload_pb2_grpc, round_pb2_grpc
+from protos import round_pb2 as pb
+
+COORDINATOR = "coordinator"
+"""The coordinator's name in ledgers and as a holder of payloads."""
+
+_LINGER_S = 10.0
+_log = logging.getLogger(__name__)
+
+
+class Coordinator(round_pb2_grpc.RoundsServicer):
+    """Serves one run."""
+
+    def __init__(self, run: str, rules: RoundRules, journal: Journal, ledger: Ledger, metrics: Path) -> None:
+        self._run = run
+        self._journal = journal
+        self._ledger = ledger
+        self._metrics = metrics
+        self._streams: dict[str, asyncio.Queue[pb.CoordinatorMessage | None]] = {}
+        self._changed = asyncio.Event()
+        self._started_s = time.monotonic()
+        self._last_summary: RoundSummary | None = None
+        self._last_written_round = 0
+        restored = journal.load(rules)
+        self._state = restored or RunState(rules, since_s=time.monotonic())
+        self._first_round = self._state.committed_round
+        if restored is not None:
+            _log.info("resuming after round %d", restored.committed_round)
+            self._feed(Restarted())
+
+    @property
+    def state(self) -> RunState:
+        """What the round machine holds."""
+        return self._state
+
+    async def until_over(self) -> None:
+        """Feeds the machine with time until the run is over and everybody has been told."""
+        while self._state.phase not in (Phase.DONE, Phase.FAILED):
+            wait_s = next_deadline_s(self._state, time.monotonic()) - time.monotonic()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), None if math.isinf(wait_s) else max(0.0, wait_s))
+            self._changed.clear()
+            self._feed(Ticked())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while self._streams:
+                    await self._changed.wait()
+                    self._changed.clear()
+        if self._state.phase is Phase.FAILED:
+            raise RunFailed(self._state.failure)
+
+    # ---- services ----
+
+    async def Attend(
+        self,
+        request_iterator: AsyncIterator[pb.MemberMessage],
+        context: grpc.aio.ServicerContext[pb.MemberMessage, pb.CoordinatorMessage],
+    ) -> AsyncIterator[pb.CoordinatorMessage]:
+        """The conversation with one replica; a later one of the same replica ends it."""
+        try:
+            async with asyncio.timeout(self._state.rules.liveness_deadline_s):
+                first = await anext(request_iterator)
+            join = wire.member_message_from_pb(first)
+            if not isinstance(join, Join):
+                raise wire.WireError("a conversation begins with a Join")
+        except (wire.WireError, StopAsyncIteration, TimeoutError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error) or "no Join came")
+        replica = join.replica
+        stream = asyncio.Queue[pb.CoordinatorMessage | None]()
+        if (earlier := self._streams.get(replica)) is not None:
+            earlier.put_nowait(None)
+        self._streams[replica] = stream
+        _log.info("%s joins from %s at round %d", replica, context.peer(), join.applied_round)
+        self._ledger.control(peer=replica, direction="received", num_bytes=first.ByteSize())
+        self._feed(Heard(replica, join))
+        listener = asyncio.create_task(self._listen(replica, stream, request_iterator))
+        try:
+            while (message := await stream.get()) is not None:
+                self._ledger.control(peer=replica, direction="sent", num_bytes=message.ByteSize())
+                yield message
+                if message.WhichOneof("message") in ("refusal", "finish"):
+                    break
+        finally:
+            listener.cancel()
+            if self._streams.get(replica) is stream:
+                del self._streams[replica]
+            self._changed.set()
+
+    async def _listen(
+        self,
+        replica: str,
+        stream: asyncio.Queue[pb.CoordinatorMessage | None],
+        requests: AsyncIterator[pb.MemberMessage],
+    ) -> None:
+        """Feeds the machine with what a replica says, until its stream ends."""
+        try:
+            async for request in requests:
+                if self._streams.get(replica) is not stream:
+                    break
+                self._ledger.control(peer=replica, direction="received", num_bytes=request.ByteSize())
+                message = wire.member_message_from_pb(request)
+                if isinstance(message, Join):
+                    raise wire.WireError("a second Join in one conversation")
+                self._feed(Alive(replica) if isinstance(message, Heartbeat) else Heard(replica, message))
+        except wire.WireError as error:
+            _log.warning("%s: %s; its conversation ends", replica, error)
+        finally:
+            stream.put_nowait(None)
+
+    async def History(
+        self, request: pb.HistoryRequest, context: grpc.aio.ServicerContext[pb.HistoryRequest, pb.CommittedRound]
+    ) -> AsyncIterator[pb.CommittedRound]:
+        """The committed rounds after one, oldest first."""
+        del context
+        members = sorted(self._state.members.items())
+        holders = tuple(Holder(replica, member.address) for replica, member in members if member.address)
+        for committed in self._journal.history(request.after_round):
+            yield wire.committed_to_pb(CommittedRound(committed.round, committed.manifest, committed.leases, holders))
+
+    async def Status(
+        self, request: pb.StatusRequest, context: grpc.aio.ServicerContext[pb.StatusRequest, pb.StatusReply]
+    ) -> pb.StatusReply:
+        """What the run does now."""
+        del request, context
+        state, summary = self._state, self._last_summary
+        return pb.StatusReply(
+            run=self._run,
+            phase=state.phase.value,
+            failure=state.failure,
+            round=state.round,
+            total_rounds=state.rules.rounds,
+            members=[
+                pb.MemberStatus(
+                    replica=replica,
+                    state=self._member_state(replica),
+                    applied_round=member.applied_round,
+                    address=member.address,
+                )
+                for replica, member in sorted(state.members.items())
+            ],
+            loss=summary.loss if summary else math.nan,
+            validation_loss=math.nan if summary is None or summary.validation_loss is None else summary.validation_loss,
+            tokens=state.tokens,
+            round_payload_bytes=sum(summary.payload_bytes.values()) if summary else 0,
+            uptime_s=time.monotonic() - self._started_s,
+            rounds_since_start=state.committed_round - self._first_round,
+        )
+
+    def _member_state(self, replica: str) -> str:
+        state, member = self._state, self._state.members[replica]
+        silent_s = time.monotonic() - member.last_heard_s
+        if silent_s > state.rules.liveness_deadline_s:
+            return "away"
+        if silent_s > state.rules.liveness_deadline_s / 2:
+            return "silent"
+        if member.applied_round < state.committed_round:
+            return "catching-up"
+        if replica in state.acknowledged:
+            return "acknowledged"
+        if replica in state.reports:
+            return "reported"
+        return "working" if replica in state.leases else "observing"
+
+    # ---- the machine ----
+
+    def _feed(self, event: Event) -> None:
+        now_s = time.monotonic()
+        before, (self._state, actions) = self._state, advance(self._state, event, now_s)
+        committed = next((action.committed for action in actions if isinstance(action, Record)), None)
+        for action in actions:
+            if isinstance(action, Summarise):
+                self._write_metrics(action.summary)
+        if committed is not None:
+            _log.info("round %d: committed with %s", committed.round, ", ".join(committed.contributors))
+        if isinstance(event, Heard | Restarted) or actions or self._state.phase is not before.phase:
+            self._journal.write(self._state, committed)
+        for action in actions:
+            if isinstance(action, Send) and (stream := self._streams.get(action.replica)) is not None:
+                stream.put_nowait(wire.coordinator_message_to_pb(action.message))
+        for replica, reason in self._state.absent.items():
+            if before.absent.get(replica) != reason:
+                _log.warning("round %d: goes on without %s: %s", self._state.round, replica, reason)
+        self._changed.set()
+
+    def _write_metrics(self, summary: RoundSummary) -> None:
+        self._last_summary = summary
+        now_s = time.time()
+        row = asdict(summary) | {"opened_at_s": now_s - summary.round_s, "committed_at_s": now_s}
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._ledger.flush(summary.round)
+
+
+async def coordinate(
+    *,
+    run: str,
+    rules: RoundRules,
+    address: str,
+    security: SecurityMode,
+    journal_path: Path,
+    ledger: Ledger,
+    metrics: Path,
+    relay_store: PayloadStore | None,
+    on_listening: Callable[[str], None],
+) -> None:
+    """Serves a run at `address` until it is over. RunFailed when it ends early; Unreachable when the port is in use."""
+    journal = Journal(journal_path)
+    server = new_server()
+    try:
+        coordinator = Coordinator(run, rules, journal, ledger, metrics)
+        round_pb2_grpc.add_RoundsServicer_to_server(coordinator, server)
+        if relay_store is not None:
+            service = PayloadService(relay_store, ledger, accepts_puts=True)
+            payload_pb2_grpc.add_PayloadsServicer_to_server(service, server)
+        bound = listen(server, address, security)
+        await server.start()
+        on_listening(bound)
+        await coordinator.until_over()
+    finally:
+        await server.stop(grace=1.0)
+        journal.close()

@@ -1,0 +1,368 @@
+"""The transport of real runs: gRPC to the coordinator and between replicas, on an event loop in its own thread.
+
+Training blocks its thread for seconds; heartbeats, serving payloads and fetching them must not wait for it. So all
+of gRPC lives on the loop's thread, and the methods of `GrpcTransport` hand work over to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import random
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import grpc
+
+from comms import wire
+from comms.agreement import (
+    Applied,
+    CommittedRound,
+    CoordinatorMessage,
+    Entry,
+    Finish,
+    Heartbeat,
+    Holder,
+    Join,
+    Manifest,
+    MemberMessage,
+    Payload,
+    Problem,
+    Refusal,
+    Report,
+)
+from comms.channel import SecurityMode, host_and_port, is_loopback, listen, new_server, open_channel
+from comms.coordinator import COORDINATOR
+from comms.errors import CommsError, DeadlineError, Refused, Unreachable
+from comms.ledger import Ledger
+from comms.payloads import Parcel, PayloadClient, PayloadService
+from comms.store import PayloadStore
+from comms.transport import Arrival
+from protos import payload_pb2_grpc, round_pb2_grpc
+from protos import round_pb2 as pb
+
+Route = Literal["direct", "relay"]
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_RETRY_S = 0.25
+
+
+@dataclass(frozen=True)
+class TransportSettings:
+    """How one replica reaches the others; see [exchange] and [security] of the config."""
+
+    replica: str
+    coordinator_address: str
+    route: Route
+    security: SecurityMode
+    heartbeat_s: float
+    fetch_deadline_s: float
+    outage_deadline_s: float
+
+
+class GrpcTransport:
+    """A `Transport` over gRPC. Opens its server (route "direct") when it is made: see `address`."""
+
+    def __init__(self, settings: TransportSettings, store: PayloadStore, ledger: Ledger) -> None:
+        self._settings = settings
+        self._store = store
+        self._ledger = ledger
+        self._inbox = queue.Queue[CoordinatorMessage | CommsError]()
+        self._uploads: list[Future[None]] = []
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._join: Join | None = None
+        self._report: Report | None = None
+        self._closing = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="transport", daemon=True)
+        self._thread.start()
+        self._outbox: asyncio.Queue[MemberMessage] = asyncio.Queue()
+        self._conversation: Future[None] | None = None
+        self._server: grpc.aio.Server | None = None
+        self.address = ""
+        """host:port at which this replica serves its payloads; empty when it relays."""
+        if settings.route == "direct":
+            try:
+                self.address = self._wait(self._serve())
+            except CommsError:
+                self._stop_loop()
+                raise
+
+    # ---- Transport ----
+
+    def join(self, join: Join) -> None:
+        """Begins the conversation with the coordinator."""
+        self._join = join
+        self._conversation = self._start(self._converse())
+
+    def send(self, message: MemberMessage) -> None:
+        """Says something to the coordinator; kept and said again when the stream breaks."""
+        if isinstance(message, Report):
+            self._report = message
+        elif isinstance(message, Applied) and self._join is not None:
+            self._join = replace(self._join, applied_round=message.round, theta_digest=message.theta_digest)
+        self._loop.call_soon_threadsafe(self._outbox.put_nowait, message)
+
+    def receive(self) -> CoordinatorMessage:
+        """Waits for what the coordinator says next."""
+        message = self._inbox.get()
+        if isinstance(message, CommsError):
+            raise message
+        if isinstance(message, Refusal):
+            raise Refused(message.reason)
+        return message
+
+    def publish(self, round_number: int, fragment: str, payload: bytes) -> Payload:
+        """Stores a payload here, and begins to send it to the coordinator under route "relay"."""
+        digest = self._store.put(payload)
+        if self._settings.route == "relay":
+            parcel = Parcel(digest, len(payload), round_number, self._settings.replica, fragment=fragment)
+            self._uploads.append(self._start(self._upload(parcel, payload)))
+        return Payload(fragment, digest, len(payload))
+
+    def finish_publishing(self) -> None:
+        """Waits for the uploads of route "relay"; DeadlineError names the coordinator when one does not arrive."""
+        uploads, self._uploads = self._uploads, []
+        for upload in uploads:
+            upload.result()
+
+    def fetch(self, round_number: int, manifest: Manifest, holders: Sequence[Holder]) -> Iterator[Arrival]:
+        """Each payload of a manifest once, as they arrive; from this replica's store where it holds them."""
+        arrivals = queue.Queue[Arrival]()
+        wanted = defaultdict[str, list[Entry]](list)
+        for entry in manifest:
+            content = self._store.get(entry.digest)
+            if content is None:
+                wanted[entry.replica].append(entry)
+            else:
+                arrivals.put(Arrival(entry, content))
+        deadline_s = time.monotonic() + 0.8 * self._settings.fetch_deadline_s  # before the coordinator gives us up
+        for owner, entries in wanted.items():
+            sources = self._sources(owner, holders)
+            self._start(self._fetch_from(sources, entries, round_number, deadline_s, arrivals))
+        for _ in manifest:
+            yield arrivals.get()
+
+    def history(self, after_round: int) -> list[CommittedRound]:
+        """The rounds committed after one, oldest first."""
+        return self._wait(self._history(after_round))
+
+    def close(self) -> None:
+        """Sends what is still to be said, ends the conversation, and stops handing out payloads."""
+        self._closing = True
+        with suppress(RuntimeError):
+            self._wait(self._shut_down())
+        self._stop_loop()
+
+    # ---- on the loop's thread ----
+
+    async def _serve(self) -> str:
+        self._server = new_server()
+        service = PayloadService(self._store, self._ledger, accepts_puts=False)
+        payload_pb2_grpc.add_PayloadsServicer_to_server(service, self._server)
+        address = listen(self._server, f"{self._own_host()}:0", self._settings.security)
+        await self._server.start()
+        return address
+
+    def _own_host(self) -> str:
+        """The address of the interface that leads to the coordinator: what the others can reach, too."""
+        host, port = host_and_port(self._settings.coordinator_address)
+        if is_loopback(host):
+            return "127.0.0.1"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port))  # UDP: asks the routing table, sends nothing
+            return str(probe.getsockname()[0])
+
+    async def _converse(self) -> None:
+        """Keeps a conversation with the coordinator going until the run is over or the coordinator is gone too long."""
+        last_heard_s = time.monotonic()
+        pause_s = _RETRY_S
+        while not self._closing:
+            heard = False
+            try:
+                async for message in self._one_conversation():
+                    heard, last_heard_s, pause_s = True, time.monotonic(), _RETRY_S
+                    self._inbox.put(message)
+                    if isinstance(message, Refusal | Finish):
+                        return
+            except grpc.aio.AioRpcError as error:
+                _log.debug("conversation broke: %s", error.details())
+                if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                    self._inbox.put(Refused(f"the coordinator does not understand this replica: {error.details()}"))
+                    return
+            except wire.WireError as error:
+                self._inbox.put(error)
+                return
+            outage_s = time.monotonic() - last_heard_s
+            if outage_s > self._settings.outage_deadline_s:
+                self._inbox.put(
+                    Unreachable(
+                        f"the coordinator at {self._settings.coordinator_address} has not answered for "
+                        f"{self._settings.outage_deadline_s:g} s. Is it up? Raise exchange.outage_deadline_s."
+                    )
+                )
+                return
+            if heard:
+                _log.warning("lost the coordinator; trying again for %g s", self._settings.outage_deadline_s)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - spreads reconnections
+            pause_s = min(2 * pause_s, 5.0)
+
+    async def _one_conversation(self) -> AsyncIterator[CoordinatorMessage]:
+        call = self._coordinator().Attend()
+        talker = asyncio.create_task(self._talk(call))
+        try:
+            while isinstance(message := await call.read(), pb.CoordinatorMessage):
+                self._ledger.control(peer=COORDINATOR, direction="received", num_bytes=message.ByteSize())
+                yield wire.coordinator_message_from_pb(message)
+        finally:
+            talker.cancel()
+            call.cancel()
+
+    async def _talk(self, call: grpc.aio.StreamStreamCall[pb.MemberMessage, pb.CoordinatorMessage]) -> None:
+        """Says who we are, what the coordinator may have missed, then whatever there is to say, and that we live."""
+        if self._join is None:
+            raise AssertionError("a conversation began before join")
+        opening: list[MemberMessage] = [self._join]
+        if self._report is not None and self._report.round > self._join.applied_round:
+            opening.append(self._report)
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            for message in opening:
+                await self._say(call, message)
+            while True:
+                try:
+                    async with asyncio.timeout(self._settings.heartbeat_s):
+                        message = await self._outbox.get()
+                except TimeoutError:
+                    message = Heartbeat()
+                await self._say(call, message)
+
+    async def _say(
+        self, call: grpc.aio.StreamStreamCall[pb.MemberMessage, pb.CoordinatorMessage], message: MemberMessage
+    ) -> None:
+        encoded = wire.member_message_to_pb(message)
+        self._ledger.control(peer=COORDINATOR, direction="sent", num_bytes=encoded.ByteSize())
+        await call.write(encoded)
+
+    async def _history(self, after_round: int) -> list[CommittedRound]:
+        deadline_s = self._settings.outage_deadline_s
+        rounds = list[CommittedRound]()
+        try:
+            async for message in self._coordinator().History(
+                pb.HistoryRequest(after_round=after_round), timeout=deadline_s
+            ):
+                size = message.ByteSize()
+                self._ledger.control(peer=COORDINATOR, direction="received", num_bytes=size)
+                rounds.append(wire.committed_from_pb(message))
+        except grpc.aio.AioRpcError:
+            raise DeadlineError(
+                "the coordinator did not give the history", "catch-up", "outage_deadline_s", deadline_s, after_round
+            ) from None
+        return rounds
+
+    async def _upload(self, parcel: Parcel, payload: bytes) -> None:
+        """Puts a payload at the coordinator, again and again until it is there or the deadline has passed."""
+        deadline_s = time.monotonic() + self._settings.outage_deadline_s
+        client = PayloadClient(self._channel(self._settings.coordinator_address), COORDINATOR, self._ledger)
+        while True:
+            try:
+                await client.put(parcel, payload, deadline_s - time.monotonic())
+            except grpc.aio.AioRpcError as error:
+                if time.monotonic() + _RETRY_S >= deadline_s:
+                    raise DeadlineError(
+                        f"payload {parcel.fragment} did not reach the coordinator ({error.details()})",
+                        "publish", "outage_deadline_s", self._settings.outage_deadline_s, parcel.round,
+                    ) from None  # fmt: skip
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return
+
+    async def _fetch_from(
+        self,
+        sources: Sequence[Holder],
+        entries: Sequence[Entry],
+        round_number: int,
+        deadline_s: float,
+        arrivals: queue.Queue[Arrival],
+    ) -> None:
+        """Fetches one owner's payloads one after the other: they share its upload link anyway."""
+        for entry in entries:
+            try:
+                content: bytes | Problem = await self._fetch(sources, entry, round_number, deadline_s)
+            except Exception as error:  # noqa: BLE001 - whatever it was, the thread that waits must hear of it
+                content = Problem(entry.digest, f"{entry.fragment} of {entry.replica}: {error!r}")
+            arrivals.put(Arrival(entry, content))
+
+    async def _fetch(
+        self, sources: Sequence[Holder], entry: Entry, round_number: int, deadline_s: float
+    ) -> bytes | Problem:
+        """One payload, from the first source that gives it; a stream that broke goes on elsewhere where it stopped."""
+        received = bytearray()
+        parcel = Parcel(entry.digest, entry.num_bytes, round_number, self._settings.replica, fragment=entry.fragment)
+        why = "nobody is known to hold it"
+        while True:
+            for source in sources:
+                remaining_s = deadline_s - time.monotonic()
+                if remaining_s <= 0:
+                    break
+                client = PayloadClient(self._channel(source.address), source.replica, self._ledger)
+                try:
+                    await client.get(parcel, received, remaining_s)
+                except grpc.aio.AioRpcError as error:
+                    why = f"{source.replica} at {source.address}: {error.details() or error.code().name}"
+                except CommsError as error:
+                    why = str(error)
+                else:
+                    payload = bytes(received)
+                    self._store.put(payload)
+                    return payload
+            if not sources or time.monotonic() + _RETRY_S >= deadline_s:
+                waited_s = 0.8 * self._settings.fetch_deadline_s
+                return Problem(
+                    entry.digest, f"no payload {entry.fragment} from replica {entry.replica} in {waited_s:g} s ({why})"
+                )
+            await asyncio.sleep(_RETRY_S)
+
+    def _sources(self, owner: str, holders: Sequence[Holder]) -> list[Holder]:
+        """Who may have an owner's payloads: itself, then the others; under "relay" the coordinator alone."""
+        if self._settings.route == "relay":
+            return [Holder(COORDINATOR, self._settings.coordinator_address)]
+        others = [holder for holder in holders if holder.replica not in (owner, self._settings.replica)]
+        return [holder for holder in holders if holder.replica == owner] + others
+
+    def _coordinator(self) -> round_pb2_grpc.RoundsAsyncStub:
+        return round_pb2_grpc.RoundsStub(self._channel(self._settings.coordinator_address))
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        if address not in self._channels:
+            self._channels[address] = open_channel(address, self._settings.security)
+        return self._channels[address]
+
+    async def _shut_down(self) -> None:
+        if self._conversation is not None and not self._conversation.done():
+            for _ in range(20):  # what was said last may still be in the outbox
+                if self._outbox.empty():
+                    break
+                await asyncio.sleep(0.05)
+            self._conversation.cancel()
+        for channel in self._channels.values():
+            await channel.close()
+        if self._server is not None:
+            await self._server.stop(grace=1.0)
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._start(work).result()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5.0)

@@ -1,0 +1,106 @@
+"""Who sent whom how many bytes, of what kind, and how long it took: the rows that every report is made of.
+
+A member counts what it hands to the socket layer and what it gets from it, once each: messages as serialized, plus
+gRPC's five bytes before each of them. Payload transfers are rows of their own; the many small control messages are
+summed up for each peer and direction, and written once a round.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+Kind = Literal[
+    "pseudo_gradient",
+    "activation",
+    "activation_gradient",
+    "sequence_all_to_all",
+    "intra_replica",
+    "state_transfer",
+    "control",
+]
+Direction = Literal["sent", "received"]
+
+MESSAGE_HEADER_BYTES = 5
+"""What gRPC puts before each message: a flag, and its length."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A row of the ledger."""
+
+    at_s: float
+    """When it ended, seconds since 1970."""
+    round: int
+    member: str
+    """Who counted."""
+    peer: str
+    """The other end."""
+    direction: Direction
+    kind: Kind
+    bytes: int
+    seconds: float
+    fragment: str = ""
+
+
+class Ledger:
+    """One member's rows, appended to a file; safe to use from several threads."""
+
+    def __init__(self, path: Path, member: str, clock: Callable[[], float] = time.time) -> None:
+        self._member = member
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._control: dict[tuple[str, Direction], int] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8", buffering=1)  # a row is whole, also when we are killed
+
+    def transfer(
+        self,
+        *,
+        round_number: int,
+        peer: str,
+        direction: Direction,
+        kind: Kind,
+        num_bytes: int,
+        seconds: float,
+        fragment: str = "",
+    ) -> None:
+        """Writes one row."""
+        row = Transfer(
+            self._clock(), round_number, self._member, peer, direction, kind, num_bytes, round(seconds, 6), fragment
+        )
+        with self._lock:
+            self._file.write(json.dumps(asdict(row)) + "\n")
+
+    def control(self, *, peer: str, direction: Direction, num_bytes: int) -> None:
+        """Counts a control message, its header added; `flush` writes the sums."""
+        with self._lock:
+            key = (peer, direction)
+            self._control[key] = self._control.get(key, 0) + num_bytes + MESSAGE_HEADER_BYTES
+
+    def flush(self, round_number: int) -> None:
+        """Writes the control traffic since the last flush as rows of `round_number`."""
+        with self._lock:
+            sums, self._control = self._control, {}
+        for (peer, direction), num_bytes in sums.items():
+            self.transfer(
+                round_number=round_number,
+                peer=peer,
+                direction=direction,
+                kind="control",
+                num_bytes=num_bytes,
+                seconds=0.0,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Writes what is left."""
+        self.flush(0)
+        self._file.close()

@@ -1,0 +1,547 @@
+"""The round machine: who takes part, what a round consists of, and when it is committed.
+
+`advance(state, event, now_s) -> (state, actions)` is pure: no clock, no network, no file. The coordinator feeds it
+and carries out what it answers; tests feed it anything. A handler only writes down what the event says; `progress`
+then looks whether the round can move:
+
+    GATHER --all replicas there, or deadline and enough--> WORK
+    WORK   --all living members reported, or deadline and enough--> AGREE     (sends Proposal)
+    AGREE  --a payload nobody can supply--> AGREE with the next attempt       (sends Proposal)
+    AGREE  --all living members acknowledged--> WORK of the next round        (sends CommittedRound, RoundPlan)
+                                            or ENDING after the last one      (sends CommittedRound)
+    ENDING --all living members applied, or deadline--> DONE                  (sends Finish)
+    any    --coordinator restarted--> GATHER, the open round keeps its leases and nothing else
+    any    --too few replicas for gather_deadline_s, or replicas that disagree--> FAILED
+
+What keeps replicas equal: nobody applies before CommittedRound, and the coordinator journals it before it sends it;
+a replica is told of a round only when it has applied, or is about to apply, the one before. What keeps the corpus
+whole: a lease is consumed by the commit that uses its contribution, and by nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from comms.agreement import (
+    Acknowledge,
+    Applied,
+    CatchUp,
+    CommittedRound,
+    CoordinatorMessage,
+    Entry,
+    Finish,
+    Holder,
+    Join,
+    Leave,
+    Proposal,
+    Refusal,
+    Report,
+    RoundPlan,
+    RoundSummary,
+)
+from comms.leases import LeaseBook
+from comms.run_state import (
+    Action,
+    Alive,
+    Event,
+    Heard,
+    Member,
+    Phase,
+    Record,
+    Restarted,
+    RunState,
+    Send,
+    Summarise,
+)
+
+
+def advance(state: RunState, event: Event, now_s: float) -> tuple[RunState, tuple[Action, ...]]:
+    """The state after `event`, and what is to be done, in order."""
+    step = _Step(state, now_s)
+    step.take(event)
+    step.progress()
+    return step.state, tuple(step.actions)
+
+
+def next_deadline_s(state: RunState, now_s: float) -> float:
+    """When `Ticked` must be fed next, `advance` having been called at `now_s`; infinity when nothing is waited for."""
+    rules = state.rules
+    if state.phase in (Phase.DONE, Phase.FAILED):
+        return math.inf
+    moments = [member.last_heard_s + rules.liveness_deadline_s for member in state.members.values()]
+    if state.phase is Phase.GATHER:
+        moments.append(state.since_s + rules.gather_deadline_s)
+    if state.short_since_s is not None:
+        moments.append(state.short_since_s + rules.gather_deadline_s)
+    if state.phase is Phase.WORK and state.first_report_s is not None:
+        moments.append(state.first_report_s + rules.publish_deadline_s)
+    if state.phase in (Phase.AGREE, Phase.ENDING):
+        moments.append(state.since_s + rules.fetch_deadline_s)
+    return min((moment for moment in moments if moment > now_s), default=math.inf)
+
+
+class _Step:
+    """One call of `advance`: the state in the making, and the actions so far."""
+
+    def __init__(self, state: RunState, now_s: float) -> None:
+        self.state = state
+        self.now_s = now_s
+        self.actions: list[Action] = []
+
+    # ---- what the event says ----
+
+    def take(self, event: Event) -> None:
+        match event:
+            case Heard(replica, Join() as join):
+                self._join(replica, join)
+            case Heard(replica, message) if replica in self.state.members:
+                self._hear(replica)
+                self._HANDLERS[type(message)](self, replica, message)
+            case Alive(replica) if replica in self.state.members:
+                self._hear(replica)
+            case Restarted():
+                self._restart()
+            case _:
+                pass  # a tick, or somebody who has not joined
+
+    def _join(self, replica: str, join: Join) -> None:
+        if reason := self._objection(replica, join):
+            self._send(replica, Refusal(reason))
+            return
+        if self.state.book is None:
+            self._set(corpus_digest=join.corpus_digest, book=LeaseBook(join.tokens_per_epoch))
+        member = Member(join.incarnation, join.address, join.applied_round, join.theta_digest, self.now_s)
+        self._set(members={**self.state.members, replica: member})
+        if replica in self.state.leases:
+            self._set(absent={r: why for r, why in self.state.absent.items() if r != replica})
+        if join.applied_round and join.applied_round == self.state.committed_round:
+            self._note_applied(replica, Applied(join.applied_round, join.theta_digest))
+        self._place(replica)
+
+    def _objection(self, replica: str, join: Join) -> str:
+        """Why this replica can't take part, or nothing."""
+        rules, state = self.state.rules, self.state
+        if replica not in rules.replicas:
+            return f"replica {replica!r} is none of this run's replicas ({', '.join(rules.replicas)})"
+        if join.config_digest != rules.config_digest:
+            return (
+                f"replica {replica!r} has config {join.config_digest[:12]}, the run has {rules.config_digest[:12]}: "
+                "start it with the run's config.toml"
+            )
+        if join.tokens_per_epoch < 1:
+            return f"replica {replica!r} has an empty corpus"
+        if state.corpus_digest and join.corpus_digest != state.corpus_digest:
+            return (
+                f"replica {replica!r} has corpus {join.corpus_digest[:12]}, the run has {state.corpus_digest[:12]}: "
+                "the documents, the tokenizer (or, for python-stdlib, the Python version) differ"
+            )
+        if join.applied_round > state.committed_round:
+            return (
+                f"replica {replica!r} stands at round {join.applied_round}, the run has committed "
+                f"{state.committed_round}: its checkpoints are of another run, or the coordinator's journal is older"
+            )
+        starts = [m.theta_digest for r, m in state.members.items() if m.applied_round == 0 and r != replica]
+        if join.applied_round == 0 and starts and join.theta_digest != starts[0]:
+            return (
+                f"replica {replica!r} begins with other parameters than the rest ({join.theta_digest[:12]} against "
+                f"{starts[0][:12]}): the versions of torch or transformers differ"
+            )
+        return ""
+
+    def _report(self, replica: str, report: Report) -> None:
+        state = self.state
+        if state.phase is not Phase.WORK or report.round != state.round or replica not in state.leases:
+            return  # late, or twice: its error feedback keeps what it found
+        if reason := _unusable(report, state.reports):
+            self._leave_out(replica, reason)
+            return
+        first = self.now_s if state.first_report_s is None else state.first_report_s
+        self._set(reports={**state.reports, replica: report}, first_report_s=first)
+
+    def _acknowledge(self, replica: str, message: Acknowledge) -> None:
+        state = self.state
+        if state.phase is Phase.AGREE and (message.round, message.attempt) == (state.round, state.attempt):
+            self._set(acknowledged={**state.acknowledged, replica: message.problems})
+
+    def _applied(self, replica: str, message: Applied) -> None:
+        member = self.state.members[replica]
+        if not member.applied_round <= message.round <= self.state.committed_round:
+            return
+        self._set_member(replica, applied_round=message.round, theta_digest=message.theta_digest)
+        if message.round == self.state.committed_round:
+            self._note_applied(replica, message)
+        self._place(replica)
+
+    def _leave(self, replica: str, message: Leave) -> None:
+        members = {r: m for r, m in self.state.members.items() if r != replica}
+        self._set(members=members)
+        if replica in self.state.leases:
+            self._set(absent={**self.state.absent, replica: message.reason or "left"})
+
+    _HANDLERS: Mapping[type, Callable[[_Step, str, Any], None]] = {
+        Report: _report,
+        Acknowledge: _acknowledge,
+        Applied: _applied,
+        Leave: _leave,
+    }
+
+    def _restart(self) -> None:
+        """Everybody who was there is gathered again. Nobody has applied the open round, so it starts over, with the
+        same leases: who still has its report sends it again, who has not does the work again.
+        """
+        if self.state.phase is Phase.DONE:
+            return
+        gathering = tuple(sorted({*self.state.members, *self.state.leases}))
+        self._set(
+            phase=Phase.GATHER, failure="", since_s=self.now_s, gathering=gathering, members={},
+            reports={}, first_report_s=None, manifest=(), acknowledged={},
+        )  # fmt: skip
+
+    # ---- where a member stands ----
+
+    def _place(self, replica: str) -> None:
+        """Tells a member what it needs to take part in, or to watch, the open round."""
+        state, member = self.state, self.state.members[replica]
+        if member.applied_round < state.committed_round:
+            self._send(replica, CatchUp(state.committed_round))
+            return
+        match state.phase:
+            case Phase.DONE | Phase.FAILED:
+                self._send(replica, Finish(state.failure))
+            case Phase.WORK:
+                if replica not in state.leases and self._may_enter():
+                    self._admit(replica)
+                if replica in self.state.leases:
+                    self._plan(replica)
+            case Phase.AGREE if replica in state.reports and state.members[replica].planned_round < state.round:
+                self._plan(replica)
+                self._send(replica, self._proposal())
+            case _:
+                pass  # it watches, and will be told of the commit
+
+    def _may_enter(self) -> bool:
+        """A newcomer enters the open round while it is young, or when the round lacks replicas; else it watches."""
+        return not self.state.reports or len(self.state.leases) < self.state.rules.min_replicas
+
+    def _admit(self, replica: str) -> None:
+        if self.state.book is None:
+            raise AssertionError("a member was admitted before the corpus was known")
+        book, lease = self.state.book.grant(self.state.rules.lease_tokens)
+        absent = {r: why for r, why in self.state.absent.items() if r != replica}
+        self._set(book=book, leases={**self.state.leases, replica: lease}, absent=absent)
+
+    def _plan(self, replica: str) -> None:
+        if self.state.members[replica].planned_round < self.state.round:
+            self._set_member(replica, planned_round=self.state.round)
+            self._send(replica, RoundPlan(self.state.round, self.state.leases[replica]))
+
+    # ---- whether the round can move ----
+
+    def progress(self) -> None:
+        match self.state.phase:
+            case Phase.GATHER:
+                self._progress_gather()
+            case Phase.WORK:
+                self._progress_work()
+            case Phase.AGREE:
+                self._progress_agree()
+            case Phase.ENDING:
+                self._progress_ending()
+            case _:
+                pass
+
+    def _progress_gather(self) -> None:
+        rules = self.state.rules
+        ready = sorted(r for r in self._living() if self._is_current(r))
+        everybody = set(self.state.gathering or rules.replicas) <= set(ready)
+        if not everybody and not self._elapsed(rules.gather_deadline_s):
+            return
+        if self.state.committed_round == rules.rounds:
+            self._set(phase=Phase.ENDING, since_s=self.now_s)
+            self._progress_ending()
+        elif len(ready) >= rules.min_replicas:
+            self._open(ready)
+        elif self._elapsed(rules.gather_deadline_s):
+            self._fail(self._too_few(len(ready)))
+
+    def _progress_work(self) -> None:
+        state, rules = self.state, self.state.rules
+        awaited = self._awaited()
+        missing = awaited - set(state.reports)
+        if len(state.reports) >= rules.min_replicas:
+            deadline_s = (state.first_report_s or 0.0) + rules.publish_deadline_s
+            if not missing or self.now_s >= deadline_s:
+                for replica in sorted(missing):
+                    self._leave_out(replica, f"no report within {rules.publish_deadline_s:g} s of the first")
+                self._propose()
+                return
+        self._mind_shortage(len(awaited | set(state.reports)), rules.min_replicas)
+
+    def _progress_agree(self) -> None:
+        state, rules = self.state, self.state.rules
+        awaited = self._awaited()
+        if self._elapsed(rules.fetch_deadline_s):
+            for replica in sorted(awaited - set(state.acknowledged)):
+                self._stop_waiting_for(replica, f"did not fetch the round within {rules.fetch_deadline_s:g} s")
+            awaited &= set(state.acknowledged)
+        if awaited - set(state.acknowledged):
+            return
+        self._mind_shortage(len(awaited), 1)
+        if not awaited:
+            return
+        if any(state.acknowledged[replica] for replica in awaited):
+            self._settle_problems(awaited)
+        else:
+            self._commit()
+
+    def _progress_ending(self) -> None:
+        waiting = {r for r in self._living() if not self._is_current(r)}
+        if not waiting or self._elapsed(self.state.rules.fetch_deadline_s):
+            self._summarise()
+            self._set(phase=Phase.DONE, since_s=self.now_s)
+            for replica in self._living():
+                self._send(replica, Finish())
+
+    def _mind_shortage(self, present: int, needed: int) -> None:
+        """Ends the run when the open round has lacked replicas for too long."""
+        if present >= needed:
+            self._set(short_since_s=None)
+        elif self.state.short_since_s is None:
+            self._set(short_since_s=self.now_s)
+        elif self.now_s >= self.state.short_since_s + self.state.rules.gather_deadline_s:
+            self._fail(self._too_few(present))
+
+    # ---- moving ----
+
+    def _open(self, roster: list[str]) -> None:
+        """Opens the round after the committed one. Leases that its roster holds from before a restart stay with it."""
+        state = self.state
+        kept = {r: lease for r, lease in state.leases.items() if r in roster}
+        book = state.book
+        for replica, lease in state.leases.items():
+            if replica not in kept and book is not None:
+                book = book.give_back(lease)
+        self._set(
+            phase=Phase.WORK, round=state.committed_round + 1, since_s=self.now_s, opened_s=self.now_s, book=book,
+            leases=kept, reports={}, first_report_s=None, attempt=0, manifest=(), acknowledged={}, absent={},
+        )  # fmt: skip
+        for replica in roster:
+            if replica not in kept:
+                self._admit(replica)
+        for replica in roster:
+            self._plan(replica)
+
+    def _propose(self) -> None:
+        """Puts the reported payloads to the vote, replicas in order of their names, fragments as they report them."""
+        reports = self.state.reports
+        manifest = tuple(
+            Entry(replica, payload.fragment, payload.digest, payload.num_bytes, reports[replica].tokens)
+            for replica in sorted(reports)
+            for payload in reports[replica].payloads
+        )
+        attempt = self.state.attempt + 1
+        self._set(phase=Phase.AGREE, since_s=self.now_s, attempt=attempt, manifest=manifest, acknowledged={})
+        for replica in sorted(self._awaited()):
+            self._send(replica, self._proposal())
+
+    def _settle_problems(self, awaited: set[str]) -> None:
+        """Payloads that half of the members refuse leave the round; else those who can't get them do."""
+        state = self.state
+        owners = {entry.digest: entry.replica for entry in state.manifest}
+        complaints = Counter[str]()
+        reasons: dict[str, str] = {}
+        for replica in sorted(awaited):
+            accused = {owners[p.digest]: p.reason for p in state.acknowledged[replica] if p.digest in owners}
+            complaints.update(accused.keys())
+            reasons |= accused
+        guilty = {
+            owner for owner, count in complaints.items() if count * 2 >= len(awaited) or owner not in self._living()
+        }
+        for replica in sorted(awaited - guilty):
+            lacking = [p for p in state.acknowledged[replica] if owners.get(p.digest) not in guilty]
+            if lacking:
+                self._stop_waiting_for(replica, f"could not get what the others got: {lacking[0].reason}")
+        for replica in sorted(guilty):
+            self._leave_out(replica, reasons[replica])
+        if not guilty:
+            self.progress()
+        elif len(self.state.reports) >= state.rules.min_replicas:
+            self._propose()
+        else:
+            self._set(phase=Phase.WORK, since_s=self.now_s)
+            self.progress()
+
+    def _commit(self) -> None:
+        state = self.state
+        committed = CommittedRound(
+            state.round, state.manifest, {r: lease for r, lease in state.leases.items() if r in state.reports}
+        )
+        following = sorted(r for r in self._living() if r in state.acknowledged or self._watches(r))
+        self._summarise()
+        self._set(
+            committed=committed, committed_reports=state.reports, applied={}, round_s=self.now_s - state.opened_s,
+            committed_absent={r: "away" for r in state.leases if r not in state.reports} | dict(state.absent),
+            leases={r: lease for r, lease in state.leases.items() if r not in state.reports},  # come back in _open
+            tokens=state.tokens + sum(report.tokens for report in state.reports.values()),
+        )  # fmt: skip
+        self.actions.append(Record(committed))
+        for replica in sorted(self._living()):
+            if state.members[replica].applied_round == committed.round - 1:
+                self._send(replica, replace(committed, holders=self._holders()))
+        if committed.round == state.rules.rounds:
+            self._set(phase=Phase.ENDING, since_s=self.now_s)
+        else:
+            self._open(following)
+
+    def _watches(self, replica: str) -> bool:
+        """A member that has no part in the open round, and will hold its outcome like the others."""
+        state = self.state
+        return replica not in state.leases and replica not in state.absent and self._is_current(replica)
+
+    def _note_applied(self, replica: str, message: Applied) -> None:
+        """Compares what the replicas hold after the committed round; a minority is named and put out."""
+        earlier = self.state.applied.get(replica)
+        if earlier and not message.validation_targets:
+            message = replace(earlier, theta_digest=message.theta_digest)
+        self._set(applied={**self.state.applied, replica: message})
+        counts = Counter(applied.theta_digest for applied in self.state.applied.values())
+        if len(counts) > 1:
+            self._settle_disagreement(counts)
+        expected = {r for r in self._living() if r in self.state.committed_reports}
+        if expected <= set(self.state.applied):
+            self._summarise()
+
+    def _settle_disagreement(self, counts: Counter[str]) -> None:
+        (majority, votes), (_, second) = counts.most_common(2)
+        number = self.state.committed_round
+        if votes == second:
+            if len(self.state.applied) >= len(self._living()):
+                sides = ", ".join(f"{r} {a.theta_digest[:12]}" for r, a in sorted(self.state.applied.items()))
+                self._fail(f"the replicas disagree after round {number} and none is in the majority: {sides}")
+            return
+        for replica, applied in sorted(self.state.applied.items()):
+            if applied.theta_digest != majority and replica in self.state.members:
+                self._send(replica, Refusal(
+                    f"replica {replica!r} holds {applied.theta_digest[:12]} after round {number}, the others hold "
+                    f"{majority[:12]}: its parameters are damaged; delete its checkpoints and start it again"
+                ))  # fmt: skip
+                self._leave_out(replica, "its parameters differ from the others'")
+                self._set(members={r: m for r, m in self.state.members.items() if r != replica})
+
+    def _leave_out(self, replica: str, reason: str) -> None:
+        """Takes a replica and what it reported out of the open round; its lease can be handed out again."""
+        state = self.state
+        if replica not in state.leases or state.book is None:
+            return
+        self._set(
+            absent={**state.absent, replica: reason},
+            book=state.book.give_back(state.leases[replica]),
+            leases={r: lease for r, lease in state.leases.items() if r != replica},
+            reports={r: report for r, report in state.reports.items() if r != replica},
+        )
+
+    def _stop_waiting_for(self, replica: str, reason: str) -> None:
+        """Goes on without a replica's acknowledgement; its contribution, which the others hold, stays in the round."""
+        acknowledged = {r: problems for r, problems in self.state.acknowledged.items() if r != replica}
+        self._set(absent={**self.state.absent, replica: reason}, acknowledged=acknowledged)
+
+    def _fail(self, reason: str) -> None:
+        self._summarise()
+        self._set(phase=Phase.FAILED, failure=reason)
+        for replica in self._living():
+            self._send(replica, Finish(reason))
+
+    def _summarise(self) -> None:
+        """Writes the line of the committed round, once: when all have applied it, or the next one is committed."""
+        state = self.state
+        if state.committed is None or state.summarised_round >= state.committed.round:
+            return
+        self._set(summarised_round=state.committed.round)
+        self.actions.append(Summarise(_summary(state, state.committed)))
+
+    # ---- small questions ----
+
+    def _awaited(self) -> set[str]:
+        """Members that the open round waits for: on its roster (proposed: in its manifest), alive, not given up."""
+        roster = self.state.reports if self.state.phase is Phase.AGREE else self.state.leases
+        return {r for r in roster if r not in self.state.absent and r in self._living()}
+
+    def _living(self) -> set[str]:
+        limit = self.now_s - self.state.rules.liveness_deadline_s
+        return {r for r, member in self.state.members.items() if member.last_heard_s > limit}
+
+    def _is_current(self, replica: str) -> bool:
+        return self.state.members[replica].applied_round == self.state.committed_round
+
+    def _elapsed(self, deadline_s: float) -> bool:
+        return self.now_s >= self.state.since_s + deadline_s
+
+    def _too_few(self, present: int) -> str:
+        rules = self.state.rules
+        return (
+            f"round {self.state.round} has {present} replicas after exchange.gather_deadline_s = "
+            f"{rules.gather_deadline_s:g} s: start more, or lower exchange.min_replicas = {rules.min_replicas}"
+        )
+
+    def _holders(self) -> tuple[Holder, ...]:
+        return tuple(Holder(r, m.address) for r, m in sorted(self.state.members.items()) if m.address)
+
+    def _proposal(self) -> Proposal:
+        return Proposal(self.state.round, self.state.attempt, self.state.manifest, self._holders())
+
+    def _hear(self, replica: str) -> None:
+        self._set_member(replica, last_heard_s=self.now_s)
+
+    def _set(self, **changes: Any) -> None:
+        self.state = replace(self.state, **changes)
+
+    def _set_member(self, replica: str, **changes: Any) -> None:
+        self._set(members={**self.state.members, replica: replace(self.state.members[replica], **changes)})
+
+    def _send(self, replica: str, message: CoordinatorMessage) -> None:
+        self.actions.append(Send(replica, message))
+
+
+def _unusable(report: Report, others: Mapping[str, Report]) -> str:
+    """Why this report can't be part of a manifest, or nothing."""
+    fragments = [payload.fragment for payload in report.payloads]
+    if not math.isfinite(report.loss):
+        return f"its loss is {report.loss}"
+    if not fragments or len(set(fragments)) != len(fragments):
+        return f"its fragments are {fragments}"
+    for other in others.values():
+        if fragments != [payload.fragment for payload in other.payloads]:
+            return f"its fragments {fragments} are not those of the other replicas"
+    return ""
+
+
+def _summary(state: RunState, committed: CommittedRound) -> RoundSummary:
+    reports, applied = state.committed_reports, state.applied
+    counts = Counter(message.theta_digest for message in applied.values())
+    tokens = sum(report.tokens for report in reports.values())
+    losses = [report.loss * report.tokens for report in reports.values()]
+    targets = sum(message.validation_targets for message in applied.values())
+    validation = sum(message.validation_loss_sum for message in applied.values()) / targets if targets else None
+    phases = {
+        replica: {**report.phase_s, **(applied[replica].phase_s if replica in applied else {})}
+        for replica, report in reports.items()
+    }
+    return RoundSummary(
+        round=committed.round,
+        contributors=committed.contributors,
+        theta_digest=counts.most_common(1)[0][0] if counts else "",
+        agreed=len(counts) == 1,
+        loss=sum(losses) / tokens if tokens else fmean(report.loss for report in reports.values()),
+        validation_loss=validation,
+        tokens={replica: report.tokens for replica, report in reports.items()},
+        phase_s=phases,
+        health={replica: message.health for replica, message in applied.items() if message.health},
+        payload_bytes={r: sum(p.num_bytes for p in report.payloads) for r, report in reports.items()},
+        absent=tuple({"replica": r, "reason": why} for r, why in sorted(state.committed_absent.items())),
+        round_s=state.round_s,
+    )

@@ -1,0 +1,161 @@
+"""What the coordinator knows of a run, what can happen to it, and what it may answer: the round machine's nouns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from comms.agreement import (
+    Acknowledge,
+    Applied,
+    CommittedRound,
+    CoordinatorMessage,
+    Join,
+    Leave,
+    Manifest,
+    Problem,
+    Report,
+    RoundSummary,
+)
+from comms.leases import Lease, LeaseBook
+
+
+class Phase(StrEnum):
+    """Where the open round stands."""
+
+    GATHER = "gather"
+    WORK = "work"
+    AGREE = "agree"
+    ENDING = "ending"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class RoundRules:
+    """What the run decided before it began. Deadlines in seconds; see [exchange] of the config."""
+
+    replicas: tuple[str, ...]
+    config_digest: str
+    rounds: int
+    lease_tokens: int
+    min_replicas: int
+    gather_deadline_s: float
+    publish_deadline_s: float
+    fetch_deadline_s: float
+    liveness_deadline_s: float
+
+
+@dataclass(frozen=True)
+class Member:
+    """A replica as the coordinator knows it."""
+
+    incarnation: str
+    address: str
+    applied_round: int
+    theta_digest: str
+    last_heard_s: float
+    planned_round: int = 0
+    """The round of the last RoundPlan sent over the present stream."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything the machine knows. Frozen; mappings in it are replaced, never changed."""
+
+    rules: RoundRules
+    phase: Phase = Phase.GATHER
+    round: int = 1
+    """The round that is open, or will be next."""
+    since_s: float = 0.0
+    """When the phase began."""
+    gathering: tuple[str, ...] = ()
+    """Whom GATHER waits for; everybody named in the config when empty."""
+    members: Mapping[str, Member] = field(default_factory=dict)
+    corpus_digest: str = ""
+    book: LeaseBook | None = None
+    short_since_s: float | None = None
+    """Since when the open round has lacked replicas."""
+    leases: Mapping[str, Lease] = field(default_factory=dict)
+    """The roster of the open round: who holds which part of the corpus."""
+    reports: Mapping[str, Report] = field(default_factory=dict)
+    first_report_s: float | None = None
+    opened_s: float = 0.0
+    attempt: int = 0
+    manifest: Manifest = ()
+    acknowledged: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Who is left out of the open round, and why."""
+    committed: CommittedRound | None = None
+    committed_reports: Mapping[str, Report] = field(default_factory=dict)
+    committed_absent: Mapping[str, str] = field(default_factory=dict)
+    applied: Mapping[str, Applied] = field(default_factory=dict)
+    """Who has applied the committed round."""
+    round_s: float = 0.0
+    """From opening to commit of the committed round."""
+    summarised_round: int = 0
+    tokens: int = 0
+    """Trained in all committed rounds."""
+    failure: str = ""
+
+    @property
+    def committed_round(self) -> int:
+        """The last committed round; 0 before the first."""
+        return self.committed.round if self.committed else 0
+
+
+# ---- events and actions ----
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A member said something. Everything but a Heartbeat is journaled."""
+
+    replica: str
+    message: Join | Report | Acknowledge | Applied | Leave
+
+
+@dataclass(frozen=True)
+class Alive:
+    """A member's heartbeat."""
+
+    replica: str
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """Time has passed, perhaps beyond a deadline."""
+
+
+@dataclass(frozen=True)
+class Restarted:
+    """The coordinator has come back; `now_s` may have nothing to do with the times in the state."""
+
+
+Event = Heard | Alive | Ticked | Restarted
+
+
+@dataclass(frozen=True)
+class Send:
+    """Say `message` to `replica`, if it is there."""
+
+    replica: str
+    message: CoordinatorMessage
+
+
+@dataclass(frozen=True)
+class Record:
+    """Write the committed round into the history, before anything else is sent."""
+
+    committed: CommittedRound
+
+
+@dataclass(frozen=True)
+class Summarise:
+    """Write the round's line for people."""
+
+    summary: RoundSummary
+
+
+Action = Send | Record | Summarise

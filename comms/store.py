@@ -1,0 +1,63 @@
+"""Payloads by content: what a member made or fetched, kept as its round log.
+
+A payload is a file named by the SHA-256 of its bytes, so nothing in the store can be wrong without being noticed, and
+storing twice is storing once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def digest_of(payload: bytes) -> str:
+    """The name of a payload: its SHA-256, in hex."""
+    return hashlib.sha256(payload).hexdigest()
+
+
+class PayloadStore:
+    """A folder of payloads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def put(self, payload: bytes) -> str:
+        """Keeps `payload` and returns its digest. OSError when it can't be written; then nothing is kept."""
+        digest = digest_of(payload)
+        path = self._path(digest)
+        if path.exists():
+            return digest
+        # Not synced to the disk: a payload torn by a power cut does not match its name, and is fetched again.
+        descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=".new-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(payload)
+            Path(temporary).replace(path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                Path(temporary).unlink()
+            raise
+        return digest
+
+    def get(self, digest: str) -> bytes | None:
+        """The payload named `digest`, or None when it is not here, or no longer what it was."""
+        try:
+            payload = self._path(digest).read_bytes()
+        except FileNotFoundError:
+            return None
+        if digest_of(payload) != digest:
+            self._path(digest).unlink(missing_ok=True)
+            return None
+        return payload
+
+    def _path(self, digest: str) -> Path:
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"{digest!r} is not a SHA-256 in hex")
+        return self._folder / digest

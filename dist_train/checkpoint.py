@@ -1,0 +1,143 @@
+"""Checkpoints: all that a replica needs to go on as if it had never stopped.
+
+    checkpoints/round-N/outer.safetensors   theta after round N, and what else all replicas hold alike; written once
+    checkpoints/round-N/<replica>.safetensors   that replica's error feedback, inner optimizer and random state
+
+A file appears whole or not at all. A replica resumes from its newest round of which both files are there; rounds that
+were committed since are redone from the coordinator's history.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dist_train.run_directory import replacing
+
+OUTER = "outer"
+_ROUND = re.compile(r"round-(\d+)")
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be written or read. The message is one line."""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint is of."""
+
+    round: int
+    config_digest: str
+    theta_digest: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The tensors of one replica after one round, by name. They are read, not kept."""
+
+    info: CheckpointInfo
+    theta: Mapping[str, Tensor]
+    shared: Mapping[str, Tensor]
+    own: Mapping[str, Tensor]
+    inner: Mapping[str, Tensor]
+
+
+class Checkpoints:
+    """One replica's checkpoints in a folder that it may share with other replicas of this machine."""
+
+    def __init__(self, folder: Path, replica: str, keep: int) -> None:
+        self._folder = folder
+        self._replica = replica
+        self._keep = keep
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Writes it, then deletes this replica's oldest beyond `keep`. After CheckpointError nothing is gone."""
+        folder = self._folder / f"round-{snapshot.info.round}"
+        outer = _prefixed(theta=snapshot.theta, shared=snapshot.shared)
+        own = _prefixed(own=snapshot.own, inner=snapshot.inner, random={"cpu": torch.get_rng_state()})
+        try:
+            if not (folder / f"{OUTER}.safetensors").exists():
+                _write(folder / f"{OUTER}.safetensors", outer, snapshot.info)
+            _write(folder / f"{self._replica}.safetensors", own, snapshot.info)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"cannot write the checkpoint of round {snapshot.info.round} to {folder}: {error}; "
+                "earlier checkpoints are untouched. Make room and launch again: the run resumes"
+            ) from error
+        self._prune()
+
+    def newest(self, config_digest: str) -> Snapshot | None:
+        """The newest checkpoint of this replica that is whole, or None. CheckpointError when it is another run's."""
+        for number in sorted(self._rounds(self._replica), reverse=True):
+            with suppress(SafetensorError, OSError, KeyError, ValueError):
+                snapshot = self._read(number)
+                if snapshot.info.config_digest != config_digest:
+                    raise CheckpointError(
+                        f"{self._folder}/round-{number} is of a run with config {snapshot.info.config_digest[:12]}, "
+                        f"not {config_digest[:12]}: choose another run.directory"
+                    )
+                return snapshot
+        return None
+
+    def _read(self, number: int) -> Snapshot:
+        folder = self._folder / f"round-{number}"
+        info, outer = read_checkpoint(folder / f"{OUTER}.safetensors")
+        _, own = read_checkpoint(folder / f"{self._replica}.safetensors")
+        torch.set_rng_state(own["random"]["cpu"])
+        return Snapshot(info, outer["theta"], outer.get("shared", {}), own.get("own", {}), own.get("inner", {}))
+
+    def _rounds(self, name: str) -> list[int]:
+        files = self._folder.glob(f"round-*/{name}.safetensors")
+        return [int(match[1]) for file in files if (match := _ROUND.fullmatch(file.parent.name))]
+
+    def _prune(self) -> None:
+        """Deletes this replica's old files, and with the last replica's what they shared."""
+        for number in sorted(self._rounds(self._replica))[: -self._keep]:
+            folder = self._folder / f"round-{number}"
+            (folder / f"{self._replica}.safetensors").unlink(missing_ok=True)
+            if [file.name for file in folder.glob("*.safetensors")] == [f"{OUTER}.safetensors"]:
+                (folder / f"{OUTER}.safetensors").unlink(missing_ok=True)
+                with suppress(OSError):  # another replica writes its own here right now
+                    folder.rmdir()
+
+
+def newest_outer(folder: Path) -> Path:
+    """The newest file of outer parameters in a run's checkpoint folder; CheckpointError when there is none."""
+    rounds = {
+        int(match[1]): file
+        for file in folder.glob(f"round-*/{OUTER}.safetensors")
+        if (match := _ROUND.fullmatch(file.parent.name))
+    }
+    if not rounds:
+        raise CheckpointError(f"{folder} holds no checkpoint: the run has not committed a round yet")
+    return rounds[max(rounds)]
+
+
+def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, dict[str, Tensor]]]:
+    """What a checkpoint file is of, and its tensors by part and name. SafetensorError or OSError when not whole."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    with safe_open(path, framework="pt") as file:
+        info = CheckpointInfo(**json.loads(file.metadata()["dist_train"]))
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            part, _, name = key.partition(":")
+            parts.setdefault(part, {})[name] = file.get_tensor(key)
+    return info, parts
+
+
+def _prefixed(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}:{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], info: CheckpointInfo) -> None:
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(contiguous, temporary, metadata={"dist_train": json.dumps(asdict(info))})

@@ -1,0 +1,43 @@
+"""The coordinator of a run, as its config wants it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from comms.coordinator import COORDINATOR, coordinate
+from comms.ledger import Ledger
+from comms.run_state import RoundRules
+from comms.store import PayloadStore
+from dist_train.config import Config
+from dist_train.run_directory import RunDirectory
+
+
+def run_coordinator(config: Config, directory: RunDirectory, on_listening: Callable[[str], None]) -> None:
+    """Serves the run until it is over; calls `on_listening` with host:port. CommsError when it ends early."""
+    exchange = config.exchange
+    rules = RoundRules(
+        replicas=tuple(sorted(replica.id for replica in config.replica)),
+        config_digest=config.digest(),
+        rounds=config.rounds,
+        lease_tokens=config.steps_per_round * config.inner.batch_tokens,
+        min_replicas=exchange.min_replicas,
+        gather_deadline_s=exchange.gather_deadline_s,
+        publish_deadline_s=exchange.publish_deadline_s,
+        fetch_deadline_s=exchange.fetch_deadline_s,
+        liveness_deadline_s=exchange.liveness_deadline_s,
+    )
+    with Ledger(directory.ledger(COORDINATOR), COORDINATOR) as ledger:
+        asyncio.run(
+            coordinate(
+                run=config.run.name,
+                rules=rules,
+                address=exchange.address,
+                security=config.security.mode,
+                journal_path=directory.journal,
+                ledger=ledger,
+                metrics=directory.metrics,
+                relay_store=PayloadStore(directory.payloads(COORDINATOR)) if exchange.route == "relay" else None,
+                on_listening=on_listening,
+            )
+        )

@@ -1,0 +1,39 @@
+"""From a run to a Hugging Face model directory that `AutoModelForCausalLM.from_pretrained` opens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+
+from dist_train.checkpoint import CheckpointError, newest_outer, read_checkpoint
+from dist_train.config import Config
+from dist_train.model import build_model
+from dist_train.run_directory import RunDirectory
+
+
+def export(config: Config, directory: RunDirectory, output: Path) -> int:
+    """Writes the outer parameters of the newest checkpoint to `output` and returns their round.
+
+    CheckpointError when there is no checkpoint or it can't be read; OSError when `output` can't be written.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise CheckpointError(f"{output} is not empty: choose another folder")
+    path = newest_outer(directory.checkpoints)
+    try:
+        info, parts = read_checkpoint(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    model = build_model(config.model, config.run.seed)
+    parameters: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in parts["theta"].items():
+            parameters[name].copy_(tensor)
+    writer: Any = model  # what transformers adds to a Module
+    writer.save_pretrained(output)
+    if config.data.tokenizer != "bytes":
+        AutoTokenizer.from_pretrained(config.data.tokenizer, local_files_only=True).save_pretrained(output)
+    return info.round

@@ -1,0 +1,249 @@
+"""The outer methods: what a replica contributes to a round, and what all replicas make of the contributions.
+
+Symbols: theta the outer parameters (equal on all replicas), theta_r the replica's own after its inner steps, H inner
+steps a round, alpha = outer.lr, beta = sparseloco.error_decay, mu = outer.momentum.
+
+    SparseLoCo   Delta_r = theta - theta_r                          (1) pseudo-gradient
+                 a_r = beta e_r + Delta_r                           (2) error feedback, decay first
+                 sent_r = Q(TopK_chunk(a_r))                        (3) the codec
+                 e_r = a_r - sent_r                                 (4) once the round has committed
+                 Delta = aggregate_r(sent_r)                        (5) the rule of sparseloco.aggregate
+                 theta <- theta - alpha Delta                       (6) plain SGD
+    DiLoCo       sent_r = Delta_r, dense; Delta = mean_r
+                 m <- mu m + Delta;  theta <- theta - alpha (Delta + mu m)          (7) Nesterov
+    DDP          sent_r = gradient of one batch, dense; g = mean_r by tokens;  theta <- inner step with g     (8)
+
+Every replica must reach the same bits on whatever machine it runs, so the outer step is done on the CPU in fp32 with
+operations that round once each: a product, then a difference, never a fused one.
+
+Paper: Sarfi et al. 2025 (arXiv 2508.15706) for SparseLoCo; Douillard et al. 2023 (arXiv 2311.08105) for DiLoCo.
+Differs: alpha is applied once (the reference applies it in the buffer as well); e_r changes only with a commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from compression.aggregate import Rule, aggregate
+from compression.codec import Codec, Layout, Update
+from compression.feedback import ErrorFeedback
+from compression.registry import codec_for
+from dist_train.config import Config
+from dist_train.inner import InnerOptimizer
+from dist_train.model import fragments
+
+Parameters = Mapping[str, nn.Parameter]
+
+
+class OuterMethod(ABC):
+    """theta, and how a round changes it. Holds one copy of the model (theta, on the CPU) beside the model itself."""
+
+    remembers: bool
+    """Whether a replica carries something of its own from round to round, so that to resume it must redo its work."""
+
+    def __init__(self, model: nn.Module, codec: Codec, rule: Rule, guard: bool) -> None:
+        self.codec = codec
+        self.fragments: dict[str, dict[str, nn.Parameter]] = fragments(model)
+        self.layouts: dict[str, Layout] = {
+            name: codec.layout({key: tuple(p.shape) for key, p in parameters.items()})
+            for name, parameters in self.fragments.items()
+        }
+        self._rule: Rule = rule
+        self._guard = guard
+
+    @abstractmethod
+    def contribution(self, fragment: str) -> Tensor:
+        """What this replica adds to the round: the flat buffer (num_values,) fp32 on the CPU that is to be encoded."""
+
+    @abstractmethod
+    def apply(self, fragment: str, updates: Sequence[Update], weights: Sequence[int], own: Update | None) -> None:
+        """Takes the outer step of one fragment with the committed updates, in the manifest's order; `own` is ours."""
+
+    def finish_round(self) -> None:
+        """Called when every fragment of a committed round has been applied."""
+
+    @abstractmethod
+    def theta(self) -> dict[str, Tensor]:
+        """The outer parameters by name, in the order of the fragments; not copied."""
+
+    def shared_state(self) -> dict[str, Tensor]:
+        """What else all replicas hold alike, by name; not copied."""
+        return {}
+
+    def own_state(self) -> dict[str, Tensor]:
+        """What this replica alone holds, by name; not copied."""
+        return {}
+
+    def load(self, theta: Mapping[str, Tensor], shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+        """Goes back to what `theta`, `shared_state` and `own_state` returned; the model becomes theta."""
+        mine = self.theta()
+        with torch.no_grad():
+            for name, tensor in theta.items():
+                mine[name].copy_(tensor)
+        self._load(shared, own)
+        self.restart_from_theta()
+
+    def _load(self, shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+        """Goes back to those parts of a state that this method has."""
+        del shared, own
+
+    def restart_from_theta(self) -> None:
+        """The model becomes theta: where inner steps begin."""
+
+    def figures(self) -> dict[str, float]:
+        """Health of the exchange, for the metrics."""
+        return {}
+
+    def _combined(self, fragment: str, updates: Sequence[Update], weights: Sequence[int]) -> dict[str, Tensor]:
+        layout = self.layouts[fragment]
+        return layout.unpack(aggregate(updates, weights, self._rule, layout.num_values, self._guard))  # (5)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over the bytes of theta: equal on all replicas after every round."""
+        theta, whole = self.theta(), hashlib.sha256()
+        for parameters in self.fragments.values():
+            part = hashlib.sha256()
+            for name in parameters:
+                part.update(theta[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            whole.update(part.digest())
+        return whole.hexdigest()
+
+
+class PseudoGradientMethod(OuterMethod):
+    """SparseLoCo and DiLoCo: H inner steps from theta, and the way they went is what is exchanged."""
+
+    remembers = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        codec: Codec,
+        rule: Rule,
+        guard: bool,
+        *,
+        alpha: float,
+        momentum: float,
+        error_decay: float | None,
+    ) -> None:
+        super().__init__(model, codec, rule, guard)
+        self._alpha = alpha
+        self._momentum = momentum
+        self._feedback = None if error_decay is None else ErrorFeedback(error_decay)
+        self._theta = {
+            name: p.detach().to("cpu", copy=True)
+            for parameters in self.fragments.values()
+            for name, p in parameters.items()
+        }
+        self._velocity = {name: torch.zeros_like(t) for name, t in self._theta.items()} if momentum else {}
+
+    def contribution(self, fragment: str) -> Tensor:
+        """Delta_r (1), through the error feedback (2) where there is one."""
+        parameters = self.fragments[fragment]
+        delta = self.layouts[fragment].pack(
+            {name: self._theta[name] - p.detach().cpu() for name, p in parameters.items()}
+        )
+        return delta if self._feedback is None else self._feedback.accumulate(fragment, delta)  # (1), (2)
+
+    def apply(self, fragment: str, updates: Sequence[Update], weights: Sequence[int], own: Update | None) -> None:
+        """(4) to (7); the model's fragment becomes theta's."""
+        if own is not None and self._feedback is not None:
+            self._feedback.settle(fragment, own)  # (4)
+        with torch.no_grad():
+            for name, delta in self._combined(fragment, updates, weights).items():
+                theta = self._theta[name]
+                if self._momentum:
+                    velocity = self._velocity[name].mul_(self._momentum).add_(delta)  # (7)
+                    delta.add_(velocity.mul(self._momentum))
+                theta.sub_(delta.mul_(self._alpha))  # (6), (7)
+                self.fragments[fragment][name].copy_(theta)
+
+    def theta(self) -> dict[str, Tensor]:
+        """The outer parameters, where the inner steps of the next round begin."""
+        return self._theta
+
+    def shared_state(self) -> dict[str, Tensor]:
+        """The outer momentum."""
+        return self._velocity
+
+    def own_state(self) -> dict[str, Tensor]:
+        """The error feedback."""
+        return {} if self._feedback is None else self._feedback.state_dict()
+
+    def _load(self, shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+        for name, velocity in self._velocity.items():
+            velocity.copy_(shared[name])
+        if self._feedback is not None:
+            self._feedback.load_state_dict(own)
+
+    def restart_from_theta(self) -> None:
+        """The model becomes theta."""
+        with torch.no_grad():
+            for parameters in self.fragments.values():
+                for name, parameter in parameters.items():
+                    parameter.copy_(self._theta[name])
+
+    def figures(self) -> dict[str, float]:
+        """The norm of what the error feedback holds back."""
+        if self._feedback is None:
+            return {}
+        buffers = self._feedback.state_dict().values()
+        return {"error_feedback_norm": float(sum(float(b.square().sum()) for b in buffers)) ** 0.5}
+
+
+class GradientMethod(OuterMethod):
+    """DDP: every inner step is a round; theta is the model itself."""
+
+    remembers = False
+
+    def __init__(self, model: nn.Module, codec: Codec, guard: bool, inner: InnerOptimizer) -> None:
+        super().__init__(model, codec, "weighted", guard)
+        self._inner = inner
+
+    def contribution(self, fragment: str) -> Tensor:
+        """The gradient of this replica's batch (8); zero where a parameter has none."""
+        parameters = self.fragments[fragment]
+        gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
+        return self.layouts[fragment].pack({name: gradient.cpu() for name, gradient in gradients.items()})
+
+    def apply(self, fragment: str, updates: Sequence[Update], weights: Sequence[int], own: Update | None) -> None:
+        """Puts the mean gradient in place of this replica's; the step follows in `finish_round`."""
+        del own
+        parameters = self.fragments[fragment]
+        for name, gradient in self._combined(fragment, updates, weights).items():
+            parameters[name].grad = gradient.to(parameters[name].device, copy=True)
+
+    def finish_round(self) -> None:
+        """The inner step with the mean gradient (8)."""
+        self._inner.step()
+
+    def theta(self) -> dict[str, Tensor]:
+        """The model's parameters."""
+        return {name: p.detach() for parameters in self.fragments.values() for name, p in parameters.items()}
+
+
+def outer_method(config: Config, model: nn.Module, inner: InnerOptimizer) -> OuterMethod:
+    """The method that `outer.method` names, for `model` and the inner optimizer that trains it."""
+    sparse, outer = config.sparseloco, config.outer
+    codec = codec_for(
+        outer.method,
+        dense_values=outer.dense_values,
+        chunk=sparse.chunk,
+        k=sparse.k,
+        value_bits=sparse.value_bits,
+        quantizer=sparse.quantizer,
+    )
+    guard = outer.guard == "median-norm"
+    if outer.method == "ddp":
+        return GradientMethod(model, codec, guard, inner)
+    if outer.method == "diloco":
+        return PseudoGradientMethod(
+            model, codec, "mean", guard, alpha=config.outer_lr, momentum=outer.momentum, error_decay=None
+        )
+    return PseudoGradientMethod(
+        model, codec, sparse.aggregate, guard, alpha=config.outer_lr, momentum=0.0, error_decay=sparse.error_decay
+    )

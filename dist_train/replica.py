@@ -1,0 +1,164 @@
+"""A replica's life: it builds model and data, resumes where it stopped, joins the run, and takes part to its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from comms.agreement import CatchUp, CommittedRound, Finish, Join, RoundPlan
+from comms.errors import RunFailed
+from comms.grpc_transport import GrpcTransport, TransportSettings
+from comms.ledger import Ledger
+from comms.store import PayloadStore
+from dist_train.checkpoint import CheckpointInfo, Checkpoints, Snapshot
+from dist_train.config import Config, ConfigError
+from dist_train.data.corpus import Corpus, open_corpus
+from dist_train.data.stream import Stream
+from dist_train.inner import InnerOptimizer
+from dist_train.model import build_model, model_vocab_size
+from dist_train.outer import OuterMethod, outer_method
+from dist_train.round import Replica, redo, take_part, watch
+from dist_train.run_directory import RunDirectory, write_atomically
+
+_log = logging.getLogger(__name__)
+
+
+def run_replica(config: Config, directory: RunDirectory, replica_id: str, coordinator_address: str) -> None:
+    """Trains as `replica_id` until the run is over. ConfigError, CommsError or CheckpointError, each one line."""
+    device = _device(config, replica_id)
+    corpus = open_corpus(
+        config.data, vocab_size=model_vocab_size(config.model), seed=config.run.seed, directory=directory.corpus
+    )
+    model = build_model(config.model, config.run.seed).to(device)
+    inner = InnerOptimizer(model, config.inner, config.total_steps)
+    outer = outer_method(config, model, inner)
+    write_atomically(directory.facts, json.dumps(_facts(config, corpus, outer), indent=1).encode())
+    checkpoints = Checkpoints(directory.checkpoints, replica_id, config.checkpoint.keep)
+    with Ledger(directory.ledger(replica_id), replica_id) as ledger:
+        settings = TransportSettings(
+            replica=replica_id,
+            coordinator_address=coordinator_address,
+            route=config.exchange.route,
+            security=config.security.mode,
+            heartbeat_s=config.exchange.heartbeat_s,
+            fetch_deadline_s=config.exchange.fetch_deadline_s,
+            outage_deadline_s=config.exchange.outage_deadline_s,
+        )
+        transport = GrpcTransport(settings, PayloadStore(directory.payloads(replica_id)), ledger)
+        try:
+            replica = Replica(replica_id, config, Stream(corpus, config.run.seed), inner, outer, transport)
+            _resume(replica, checkpoints)
+            transport.join(_introduction(replica, transport.address))
+            _follow(replica, checkpoints, ledger)
+        finally:
+            transport.close()
+
+
+def _follow(replica: Replica, checkpoints: Checkpoints, ledger: Ledger) -> None:
+    """Does what the coordinator says until it says that the run is over."""
+    every = replica.config.checkpoint.every_rounds
+    while True:
+        before = replica.round
+        match replica.transport.receive():
+            case RoundPlan(round=number) as plan if number == replica.round + 1:
+                take_part(replica, plan)
+            case CommittedRound(round=number) as committed if number == replica.round + 1:
+                watch(replica, committed)
+            case CatchUp(committed_round):
+                _log.info("catching up from round %d to %d", replica.round, committed_round)
+                for committed in replica.transport.history(replica.round):
+                    redo(replica, committed)
+            case Finish(failure):
+                if failure:
+                    raise RunFailed(failure)
+                return
+            case _:
+                pass  # of a round that is behind us
+        if replica.round > before:
+            if replica.round == replica.config.rounds or replica.round // every > before // every:
+                checkpoints.write(_snapshot(replica))
+            ledger.flush(replica.round)
+
+
+def _resume(replica: Replica, checkpoints: Checkpoints) -> None:
+    snapshot = checkpoints.newest(replica.config.digest())
+    if snapshot is None:
+        return
+    try:
+        replica.outer.load(snapshot.theta, snapshot.shared, snapshot.own)
+        replica.inner.load_state_tensors(snapshot.inner)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"the checkpoint of round {snapshot.info.round} does not fit the model: {error}") from error
+    replica.round = snapshot.info.round
+    _log.info("resuming from the checkpoint of round %d", replica.round)
+
+
+def _snapshot(replica: Replica) -> Snapshot:
+    info = CheckpointInfo(replica.round, replica.config.digest(), replica.outer.digest())
+    outer = replica.outer
+    return Snapshot(info, outer.theta(), outer.shared_state(), outer.own_state(), replica.inner.state_tensors())
+
+
+def _introduction(replica: Replica, address: str) -> Join:
+    return Join(
+        replica=replica.id,
+        incarnation=secrets.token_hex(8),
+        address=address,
+        config_digest=replica.config.digest(),
+        corpus_digest=replica.stream.corpus.fingerprint,
+        tokens_per_epoch=replica.stream.tokens_per_epoch,
+        applied_round=replica.round,
+        theta_digest=replica.outer.digest(),
+    )
+
+
+def _device(config: Config, replica_id: str) -> torch.device:
+    chosen = next((r.device for r in config.replica if r.id == replica_id), None)
+    if chosen is None:
+        raise ConfigError(f"replica {replica_id!r} is none of {', '.join(r.id for r in config.replica)}")
+    if chosen == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(chosen)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"replica.device = {chosen!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _facts(config: Config, corpus: Corpus, outer: OuterMethod) -> dict[str, object]:
+    """What a report wants to know of model and corpus; equal on all replicas."""
+    sizes = {name: sum(p.numel() for p in parameters.values()) for name, parameters in outer.fragments.items()}
+    return {
+        "model": {"name": _model_name(config), "parameters": sum(sizes.values())},
+        "fragments": {
+            name: {
+                "parameters": sizes[name],
+                "payload_bytes": outer.codec.num_bytes(layout),
+                "values": outer.codec.num_values(layout),
+            }
+            for name, layout in outer.layouts.items()
+        },
+        "tokens_per_epoch": corpus.tokens_per_epoch,
+        "corpus_digest": corpus.fingerprint,
+        "unigram_entropy_nats": _unigram_entropy_nats(corpus),
+    }
+
+
+def _model_name(config: Config) -> str:
+    if config.model.path is not None:
+        return Path(config.model.path).name
+    model = config.model
+    return f"llama-{model.hidden_size}x{model.layers}"
+
+
+def _unigram_entropy_nats(corpus: Corpus) -> float:
+    """Loss of the best model that knows nothing but how often each token occurs: what training must beat."""
+    counts = np.bincount(corpus.tokens)
+    shares = counts[counts > 0] / len(corpus.tokens)
+    return float(-(shares * np.log(shares)).sum())

@@ -1,0 +1,66 @@
+"""What the replicas wrote down about a run before its first round: `run.json`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+
+class ModelFacts(BaseModel):
+    """The model's name and size."""
+
+    name: str | None = None
+    parameters: int | None = None
+
+
+class FragmentFacts(BaseModel):
+    """One fragment: its parameters, the values sent of them, and the predicted size of its payload."""
+
+    parameters: int
+    values: int | None = None
+    payload_bytes: int | None = None
+
+
+class RunFacts(BaseModel):
+    """What is known of a run from its model and its codec alone."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    model: ModelFacts = ModelFacts()
+    fragments: dict[str, FragmentFacts] = {}
+
+    @property
+    def exchanged_parameters(self) -> int | None:
+        """Parameters of all fragments."""
+        return _total(fragment.parameters for fragment in self.fragments.values()) or self.model.parameters
+
+    @property
+    def sent_values(self) -> int | None:
+        """Values that one contribution holds."""
+        return _total(fragment.values for fragment in self.fragments.values())
+
+    @property
+    def predicted_payloads_bytes(self) -> tuple[int, ...] | None:
+        """Predicted payload sizes of one contribution, a fragment each; None when one of them is unknown."""
+        sizes = [fragment.payload_bytes for fragment in self.fragments.values()]
+        known = tuple(size for size in sizes if size is not None)
+        return known if known and len(known) == len(sizes) else None
+
+
+def read_facts(path: Path) -> RunFacts:
+    """The facts in `path`; empty ones when the run ended before they were written."""
+    try:
+        return RunFacts.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValidationError, ValueError):
+        return RunFacts()
+
+
+def _total(numbers: Iterable[int | None]) -> int | None:
+    known = list(numbers)
+    return None if not known or None in known else sum(n for n in known if n is not None)

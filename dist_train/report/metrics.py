@@ -1,0 +1,120 @@
+"""The committed rounds of a run, as the coordinator writes them down: `metrics.jsonl`, whole or as it grows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+COMPUTE_PHASE = "compute"
+EXCHANGE_PHASES = frozenset({"encode", "publish", "wait", "fetch", "decode", "apply"})
+
+
+class Absence(BaseModel):
+    """A replica that a round went without, and why."""
+
+    replica: str
+    reason: str = ""
+
+
+class RoundRow(BaseModel):
+    """One committed round. Seconds by replica and phase; bytes and tokens by replica."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    round: int
+    contributors: tuple[str, ...] = ()
+    theta_digest: str = ""
+    agreed: bool = True
+    loss: float | None = None
+    validation_loss: float | None = None
+    tokens: dict[str, int] = {}
+    phase_s: dict[str, dict[str, float]] = {}
+    payload_bytes: dict[str, int] = {}
+    absent: tuple[Absence, ...] = ()
+    round_s: float | None = None
+    """From opening to commit."""
+    opened_at_s: float | None = None
+    committed_at_s: float | None = None
+
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds from opening to commit, where they are known."""
+        if self.round_s is None and self.opened_at_s is not None and self.committed_at_s is not None:
+            return self.committed_at_s - self.opened_at_s
+        return self.round_s
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens trained on in this round by all replicas."""
+        return sum(self.tokens.values())
+
+    @property
+    def total_payload_bytes(self) -> int:
+        """Payload bytes of this round, each replica's counted once however many fetch them."""
+        return sum(self.payload_bytes.values())
+
+    def mean_phase_s(self, phases: frozenset[str]) -> float | None:
+        """Seconds that a replica spent in `phases`, the mean of those who told."""
+        told = [sum(s for phase, s in by_phase.items() if phase in phases) for by_phase in self.phase_s.values()]
+        return sum(told) / len(told) if told else None
+
+
+def read_rounds(path: Path) -> tuple[RoundRow, ...]:
+    """The committed rounds in order, the last row of each; none when there is no file yet."""
+    rows = {row.round: row for document in read_json_lines(path) if (row := _row(document)) is not None}
+    return tuple(rows[number] for number in sorted(rows))
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, a line each. A line torn by a crash is passed over; no file has no lines."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            if (document := _document(line)) is not None:
+                yield document
+
+
+@dataclass
+class MetricsTail:
+    """Follows a `metrics.jsonl` that another process is writing."""
+
+    path: Path
+    offset_bytes: int = 0
+
+    def new_rows(self) -> list[RoundRow]:
+        """The rows whose lines were completed since the last call."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset_bytes)
+                written = file.read()
+        except FileNotFoundError:
+            return []
+        complete = written[: written.rfind(b"\n") + 1]
+        self.offset_bytes += len(complete)
+        documents = (_document(line) for line in complete.splitlines())
+        return [row for document in documents if document is not None and (row := _row(document)) is not None]
+
+
+def _document(line: bytes) -> dict[str, Any] | None:
+    try:
+        document = json.loads(line)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _row(document: dict[str, Any]) -> RoundRow | None:
+    try:
+        return RoundRow.model_validate(document)
+    except ValidationError:
+        return None

@@ -1,0 +1,221 @@
+"""One outer round, from documents to equal parameters. Read this page first.
+
+    documents -> lease -> batches -> loss -> inner optimizer   x H            `train`
+      -> pseudo-gradient -> error feedback -> top-k -> 2 bits -> payload      `publish`     the wire
+      -> proposal -> fetch -> check -> acknowledge -> commit                  `agree`       the wire
+      -> decode -> aggregate -> outer step -> digest                          `apply`
+
+Every replica runs this at the same time, each on its own lease. What crosses the wire is said in exactly two places:
+`publish` hands out this replica's payloads, `agree` gets the others'. A round commits on one list of payloads (the
+manifest) for everybody, or not at all; nothing is applied before that. Three kinds of replica call `apply`:
+
+    one that took part      train, publish, agree, apply
+    one that watched        apply                           it has no lease, or joined too late
+    one that resumes        train, (no publish), apply      it redoes a round that was committed while it was gone
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from comms.agreement import (
+    Acknowledge,
+    Applied,
+    CommittedRound,
+    Entry,
+    Finish,
+    Manifest,
+    Problem,
+    Proposal,
+    Report,
+    RoundPlan,
+)
+from comms.errors import CommsError, RunFailed
+from comms.leases import Lease
+from comms.transport import Transport
+from compression.codec import PayloadError, Update
+from dist_train.config import Config
+from dist_train.data.batches import batches_of, validation_batches
+from dist_train.data.stream import Stream
+from dist_train.inner import InnerOptimizer, evaluate
+from dist_train.outer import OuterMethod
+
+
+@dataclass
+class Replica:
+    """What a round works with. `round` is the last one applied."""
+
+    id: str
+    config: Config
+    stream: Stream
+    inner: InnerOptimizer
+    outer: OuterMethod
+    transport: Transport
+    round: int = 0
+
+
+@dataclass
+class Work:
+    """What a replica brings to a round: its report in the making."""
+
+    tokens: int
+    loss: float
+    phase_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds the seconds spent inside to a phase."""
+        started_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phase_s[phase] = self.phase_s.get(phase, 0.0) + time.monotonic() - started_s
+
+
+def take_part(replica: Replica, plan: RoundPlan) -> None:
+    """A whole round of a replica that has a lease in it."""
+    work = train(replica, plan.round, plan.lease)
+    publish(replica, plan.round, work)
+    mail = Mail(replica)
+    committed = agree(replica, plan.round, mail, work)
+    apply(replica, committed, mail, work)
+
+
+def watch(replica: Replica, committed: CommittedRound) -> None:
+    """A round of a replica that had no part in it."""
+    apply(replica, committed, Mail(replica), Work(0, 0.0))
+
+
+def redo(replica: Replica, committed: CommittedRound) -> None:
+    """A round that was committed while this replica was away; its own part, if it had one, is worked out again.
+
+    The work is deterministic, and only it can bring back what the replica had kept to itself: its inner optimizer and
+    its error feedback.
+    """
+    work = Work(0, 0.0)
+    if replica.outer.remembers and replica.id in committed.leases:
+        work = train(replica, committed.round, committed.leases[replica.id])
+        for fragment in replica.outer.fragments:
+            replica.outer.contribution(fragment)
+    apply(replica, committed, Mail(replica), work)
+
+
+# ---- the four phases ----
+
+
+def train(replica: Replica, round_number: int, lease: Lease) -> Work:
+    """H inner steps on the lease's documents, from theta. Under DDP: the gradient of one batch, and no step."""
+    steps = replica.config.steps_per_round
+    replica.inner.global_step = (round_number - 1) * steps
+    tokens, loss_sum, targets = 0, 0.0, 0
+    work = Work(0, 0.0)
+    with work.timed("compute"):
+        for batch in batches_of(replica.stream, lease, steps):
+            loss = replica.inner.accumulate(batch)
+            if replica.outer.remembers:
+                replica.inner.step()
+            tokens += batch.num_tokens
+            loss_sum += loss * batch.num_targets
+            targets += batch.num_targets
+    work.tokens, work.loss = tokens, loss_sum / max(1, targets)
+    return work
+
+
+def publish(replica: Replica, round_number: int, work: Work) -> None:
+    """Encodes fragment after fragment, hands them out, and reports to the coordinator."""
+    outer, payloads = replica.outer, []
+    for fragment, layout in outer.layouts.items():
+        with work.timed("encode"):
+            encoded = outer.codec.encode(outer.contribution(fragment), layout)  # (1), (2), (3)
+        with work.timed("publish"):
+            payloads.append(replica.transport.publish(round_number, fragment, encoded))
+    with work.timed("publish"):
+        replica.transport.finish_publishing()
+    replica.transport.send(Report(round_number, tuple(payloads), work.tokens, work.loss, dict(work.phase_s)))
+    work.phase_s.clear()
+
+
+def agree(replica: Replica, round_number: int, mail: Mail, work: Work) -> CommittedRound:
+    """Fetches and checks what is proposed, until a proposal is committed."""
+    while True:
+        with work.timed("wait"):
+            message = replica.transport.receive()
+        match message:
+            case Proposal(round=number) if number == round_number:
+                with work.timed("fetch"):
+                    problems = mail.fetch(message.manifest, message)
+                replica.transport.send(Acknowledge(number, message.attempt, problems))
+            case CommittedRound(round=number) if number == round_number:
+                return message
+            case Finish(failure) if failure:
+                raise RunFailed(failure)
+            case _:
+                pass  # a repetition, after the conversation with the coordinator broke
+
+
+def apply(replica: Replica, committed: CommittedRound, mail: Mail, work: Work) -> None:
+    """Takes the outer step with the committed payloads, in the manifest's order, and tells what became of it."""
+    with work.timed("fetch"):
+        if problems := mail.fetch(committed.manifest, committed):
+            raise CommsError(f"round {committed.round} is committed, but {problems[0].reason}")
+    with work.timed("apply"):
+        for fragment in replica.outer.fragments:
+            entries = [entry for entry in committed.manifest if entry.fragment == fragment]
+            updates = [mail.update(entry) for entry in entries]
+            own = next((u for u, e in zip(updates, entries, strict=True) if e.replica == replica.id), None)
+            replica.outer.apply(fragment, updates, [entry.weight_tokens for entry in entries], own)  # (4), (5), (6)
+        replica.outer.finish_round()
+        digest = replica.outer.digest()
+    replica.round = committed.round
+    with work.timed("validate"):
+        loss_sum, targets = validate(replica, committed)
+    replica.transport.send(
+        Applied(committed.round, digest, loss_sum, targets, dict(work.phase_s), replica.outer.figures())
+    )
+
+
+def validate(replica: Replica, committed: CommittedRound) -> tuple[float, int]:
+    """This replica's share of the validation documents, when it is time for them: sum of losses, and targets."""
+    config, contributors = replica.config, committed.contributors
+    due = committed.round % config.validate_every_rounds == 0 or committed.round == config.rounds
+    if not due or replica.id not in contributors:
+        return 0.0, 0
+    share = (contributors.index(replica.id), len(contributors))
+    batches = validation_batches(replica.stream.corpus, config.data.validation_tokens, config.inner.batch_tokens, share)
+    return evaluate(replica.inner.model, batches)
+
+
+class Mail:
+    """The payloads of one round as they arrive, each checked before it counts."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._updates: dict[str, Update] = {}
+
+    def fetch(self, manifest: Manifest, source: Proposal | CommittedRound) -> tuple[Problem, ...]:
+        """Gets what is not here yet; says what can't be had, or is not what its fragment allows."""
+        wanted = tuple(entry for entry in manifest if entry.digest not in self._updates)
+        problems = []
+        for arrival in self._replica.transport.fetch(source.round, wanted, source.holders):
+            content = arrival.content
+            problem = content if isinstance(content, Problem) else self._open(arrival.entry, content)
+            if problem is not None:
+                problems.append(problem)
+        return tuple(problems)
+
+    def update(self, entry: Entry) -> Update:
+        """The decoded payload of an entry that was fetched."""
+        return self._updates[entry.digest]
+
+    def _open(self, entry: Entry, payload: bytes) -> Problem | None:
+        layout = self._replica.outer.layouts.get(entry.fragment)
+        if layout is None:
+            return Problem(entry.digest, f"{entry.replica} sent {entry.fragment}, which this model does not have")
+        try:
+            self._updates[entry.digest] = self._replica.outer.codec.decode(payload, layout)
+        except PayloadError as error:
+            return Problem(entry.digest, f"{entry.fragment} of {entry.replica}: {error}")
+        return None

@@ -1,0 +1,232 @@
+"""The command line: what a person types, and how it ends.
+
+Commands import what they run when they run, so that `--help` and a typing error need neither torch nor gRPC.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from dist_train.config import ConfigError, load
+from dist_train.run_directory import RunDirectory
+from launcher.failures import PREFIX, exit_code, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dist_train.config import Config
+
+# Click's, which newer versions of typer carry inside themselves.
+CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+
+logger = logging.getLogger(__name__)
+app = typer.Typer(
+    help="Pre-train a language model on machines that are joined by ordinary internet links.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's config.")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's directory (run.directory of its config).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+Lifeline = Annotated[bool, typer.Option("--lifeline", help="End when stdin closes.")]
+
+
+def main() -> NoReturn:
+    """Runs one command and exits: 0 success, 2 usage or config, 1 anything else, 130 interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command; its exit code. Expected errors become one line on stderr, bugs keep their traceback."""
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="dist-train")
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has read enough. Python must not find the pipe broken again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except CLICK_ERROR as error:
+        return _usage_error(error)
+    except Exception as error:
+        expected = exit_code(error)
+        if expected is None:
+            raise
+        typer.echo(PREFIX + one_line(error), err=True)
+        return expected
+    return code if isinstance(code, int) else 0
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"dist-train {_version()}")
+        raise typer.Exit
+
+
+@app.command()
+def launch(
+    run_file: RunFile,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="section.key=value", help="Changes to the config.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a run on this machine, or go on with it: the coordinator and every replica that the file names.
+
+    Example: dist-train launch demo.toml outer.rounds=12 run.directory=runs/short
+
+    Ctrl-C ends all processes and leaves a run that the same command resumes.
+    """
+    from launcher import local, preflight  # noqa: PLC0415
+    from launcher.view import choose_view  # noqa: PLC0415
+
+    config = load(run_file, overrides or ())
+    directory = RunDirectory(Path(config.run.directory))
+    preflight.check(config)
+    if dry_run:
+        from launcher.dry_run import describe  # noqa: PLC0415
+
+        typer.echo(describe(config, directory, as_json=as_json))
+        return
+    with choose_view(as_json=as_json) as view:
+        code = local.launch(config, directory, view)
+    raise typer.Exit(code)
+
+
+@app.command()
+def report(run_dir: RunDir, as_json: AsJson = False) -> None:
+    """Show what a run did and what it sent: loss, rounds, traffic by kind against prediction and baselines.
+
+    Example: dist-train report runs/demo --json
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    from dist_train.report import collect, render_terminal  # noqa: PLC0415
+    from launcher.lock import is_locked  # noqa: PLC0415
+
+    collected = collect(RunDirectory(run_dir), is_running=is_locked(run_dir))
+    if as_json:
+        typer.echo(collected.to_json())
+    else:
+        console = Console()
+        # Cut off by no terminal, a report is as wide as it needs.
+        console.print(render_terminal(collected), width=None if console.is_terminal else 100)
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Where the model is written.")],
+) -> None:
+    """Write a run's model as a Hugging Face directory, for AutoModelForCausalLM.from_pretrained.
+
+    Example: dist-train export runs/demo models/demo
+    """
+    directory, config = _open_run(run_dir)
+    from dist_train.export import export as export_model  # noqa: PLC0415
+
+    exported_round = export_model(config, directory, out_dir)
+    typer.echo(f"round {exported_round} of {run_dir} written to {out_dir}")
+
+
+@app.command(hidden=True)
+def coordinate(
+    run_dir: RunDir,
+    ready_fd: Annotated[int | None, typer.Option("--ready-fd", help="Where the address is announced.")] = None,
+    lifeline: Lifeline = False,
+) -> None:
+    """Run a run's coordinator. `launch` starts it.
+
+    Example: dist-train coordinate runs/demo
+    """
+
+    def body() -> None:
+        from dist_train.coordination import run_coordinator  # noqa: PLC0415
+
+        directory, config = _open_run(run_dir)
+        run_coordinator(config, directory, lambda address: _announce(address, ready_fd))
+
+    _run_member("coordinator", body, lifeline=lifeline)
+
+
+@app.command(hidden=True)
+def replica(
+    run_dir: RunDir,
+    replica_id: Annotated[str, typer.Option("--id", help="Which replica of the config this is.")],
+    coordinator: Annotated[str, typer.Option("--coordinator", metavar="HOST:PORT", help="Where the run is.")],
+    lifeline: Lifeline = False,
+) -> None:
+    """Run one replica. `launch` starts it.
+
+    Example: dist-train replica runs/demo --id a --coordinator 127.0.0.1:5000
+    """
+
+    def body() -> None:
+        from dist_train.replica import run_replica  # noqa: PLC0415
+
+        directory, config = _open_run(run_dir)
+        run_replica(config, directory, replica_id, coordinator)
+
+    _run_member(replica_id, body, lifeline=lifeline)
+
+
+def _run_member(member: str, body: Callable[[], None], *, lifeline: bool) -> None:
+    """Runs a member of a run in this process; its errors go to its log, which is stderr."""
+    from launcher import lifeline as ties  # noqa: PLC0415
+    from launcher import logs  # noqa: PLC0415
+
+    logs.configure(member)
+    ties.unwind_on_sigterm()
+    if lifeline:
+        ties.hold()
+    try:
+        body()
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            logger.exception("this is a bug in dist-train:")
+        else:
+            logger.error("%s%s", PREFIX, one_line(error))  # noqa: TRY400 - its line is all there is to say
+        raise typer.Exit(code or 1) from None
+
+
+def _announce(address: str, ready_fd: int | None) -> None:
+    from launcher.lifeline import announce  # noqa: PLC0415
+
+    logger.info("listening at %s", address)
+    if ready_fd is not None:
+        announce(ready_fd, address)
+
+
+def _open_run(run_dir: Path) -> tuple[RunDirectory, Config]:
+    directory = RunDirectory(run_dir)
+    if not directory.config.is_file():
+        raise ConfigError(f"{run_dir}: no run is kept here (no {directory.config.name} in it)")
+    return directory, load(directory.config)
+
+
+def _usage_error(error: Exception) -> int:
+    message = getattr(error, "format_message", lambda: str(error))()
+    if message:  # empty when the help has just been printed
+        typer.echo(f"{PREFIX}{' '.join(message.split()).rstrip('.')} (see dist-train --help)", err=True)
+    return 2
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("dist-train")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed; running from its sources)"

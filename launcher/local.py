@@ -1,0 +1,185 @@
+"""A run on this machine: the coordinator and all replicas as local processes, watched until the run is over.
+
+1. Start the coordinator and wait until it announces its address.
+2. Start the replicas with it.
+3. Take events as they come (exits, signals, the coordinator's status) until `verdict.judge` says that the run is over.
+4. End and reap whatever is left, however 1 to 3 went.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from dist_train.config import ConfigError
+from dist_train.report.metrics import MetricsTail
+from dist_train.run_directory import write_atomically
+from launcher import members
+from launcher.failures import LaunchError
+from launcher.lock import hold_lock
+from launcher.logs import last_error
+from launcher.members import COORDINATOR
+from launcher.progress import Progress, RunStatus
+from launcher.standing import Standing, committed_rounds, standing
+from launcher.supervisor import Announced, Exited, Interrupted, Supervisor, Told
+from launcher.verdict import Verdict, exit_text, is_finishing, judge
+
+if TYPE_CHECKING:
+    from dist_train.config import Config
+    from dist_train.run_directory import RunDirectory
+    from launcher.status import StatusPoller
+    from launcher.supervisor import Command, Event
+    from launcher.view import View
+
+LOOK_EVERY_S = 1.0
+# From starting the coordinator to its announcement: imports from a cold disk take most of it.
+STARTUP_DEADLINE_S = 120.0
+# From the end of the work to the end of the last process: a checkpoint of a large model may be on its way to the disk.
+FINISH_DEADLINE_S = 300.0
+STOP_GRACE_S = 10.0
+INTERRUPTED_CODE = 130
+# What the view's sparkline and estimate look back on.
+ROUNDS_SHOWN = 64
+
+
+def launch(config: Config, directory: RunDirectory, view: View) -> int:
+    """Runs, or goes on with, the run of `config` in `directory`; the exit code. Expected errors: see `failures`."""
+    members.replica_ids(config)
+    with hold_lock(directory.path) as lock:
+        found = standing(config, directory)
+        if found is Standing.COMPLETE:
+            view.say(_complete(config))
+            view.say(_what_next(directory))
+            return 0
+        write_atomically(directory.config, config.to_toml().encode())
+        if found is Standing.RESUMED:
+            view.say(f"resuming {config.run.name} after round {committed_rounds(directory)} of {config.rounds}")
+        supervisor = Supervisor(grace_s=STOP_GRACE_S)
+        # Signals stay events until the last child is reaped.
+        with supervisor.interrupts(), supervisor:
+            return _LocalRun(config, directory, view, supervisor, lock).run()
+
+
+class _LocalRun:
+    """The course of one launch, from its first process to its verdict."""
+
+    def __init__(self, config: Config, directory: RunDirectory, view: View, supervisor: Supervisor, lock: int) -> None:
+        self.config, self.directory, self.view, self.supervisor = config, directory, view, supervisor
+        self.replicas = members.replica_ids(config)
+        self.kept_descriptors = (lock,)
+        self.log_starts: dict[str, int] = {}
+        self.tail = MetricsTail(directory.metrics)
+        self.rounds = tuple(self.tail.new_rows())[-ROUNDS_SHOWN:]
+        self.status = RunStatus()
+        self.finish_by_s: float | None = None
+
+    def run(self) -> int:
+        """Starts everything and watches it to its end; the exit code."""
+        try:
+            address = self._start_coordinator()
+            for replica in self.replicas:
+                kept = self.kept_descriptors
+                self._start(members.replica_command(self.config, self.directory, replica, address, kept))
+            self.view.say(f"{self.config.run.name}: {len(self.replicas)} replicas started, coordinator at {address}")
+            verdict = self._watch(address)
+        except KeyboardInterrupt:
+            return self._interrupted()
+        if verdict.exit_code != 0:
+            message = f"{self.config.run.name} was stopped: {verdict.reason}. Launch it again to resume"
+            raise ConfigError(message) if verdict.exit_code == 2 else LaunchError(message)
+        self.view.say(_complete(self.config))
+        self.view.say(_what_next(self.directory))
+        return 0
+
+    @property
+    def progress(self) -> Progress:
+        """What the view shows now."""
+        return Progress(self.config.run.name, self.config.rounds, self.rounds, self.status)
+
+    def _start_coordinator(self) -> str:
+        """Starts the coordinator; the address that it announces."""
+        self._start(members.coordinator_command(self.config, self.directory, self.kept_descriptors))
+        give_up_s = time.monotonic() + STARTUP_DEADLINE_S
+        while (left_s := give_up_s - time.monotonic()) > 0:
+            match self.supervisor.next_event(left_s):
+                case Announced(text=address):
+                    return address
+                case Exited(code=code):
+                    message = f"the coordinator did not start: {self._last_words(COORDINATOR, code)}"
+                    raise ConfigError(message) if code == 2 else LaunchError(message)
+                case Interrupted():
+                    raise KeyboardInterrupt
+        raise LaunchError(
+            f"the coordinator announced no address within {STARTUP_DEADLINE_S:g} s; "
+            f"see {self.directory.log(COORDINATOR)}"
+        )
+
+    def _start(self, command: Command) -> None:
+        self.log_starts[command.member] = self.supervisor.start(command)
+
+    def _watch(self, address: str) -> Verdict:
+        """Takes events until the run is over. KeyboardInterrupt when a signal ends it."""
+        from launcher.status import StatusPoller  # noqa: PLC0415 - gRPC starts threads; the children come first
+
+        with StatusPoller(address, self.supervisor.tell) as poller:
+            look_at_s = time.monotonic()
+            while (verdict := self._verdict()) is None:
+                if time.monotonic() >= look_at_s:
+                    look_at_s = time.monotonic() + LOOK_EVERY_S
+                    self._look(poller)
+                self._take(self.supervisor.next_event(look_at_s - time.monotonic()))
+            self._show_new_rounds()
+            return verdict
+
+    def _verdict(self) -> Verdict | None:
+        exits = self.supervisor.exits
+        verdict = judge(exits, self.replicas, self.config.exchange.min_replicas)
+        if verdict is None and is_finishing(exits, self.replicas):
+            self.finish_by_s = self.finish_by_s or time.monotonic() + FINISH_DEADLINE_S
+            if time.monotonic() >= self.finish_by_s:
+                late = ", ".join(sorted(self.supervisor.running))
+                return Verdict(1, f"{late} did not end within {FINISH_DEADLINE_S:g} s after the others")
+        return verdict
+
+    def _take(self, event: Event | None) -> None:
+        match event:
+            case Exited(member=member, code=code) if code != 0:
+                name = "the coordinator" if member == COORDINATOR else f"replica {member}"
+                self.view.say(f"{name} {self._last_words(member, code)}")
+            case Interrupted():
+                raise KeyboardInterrupt
+            case Told(news=RunStatus() as status):
+                self.status = status.naming(self.replicas, self.supervisor.exits)
+                self.view.show(self.progress)
+
+    def _look(self, poller: StatusPoller) -> None:
+        poller.ask()
+        self._show_new_rounds()
+
+    def _show_new_rounds(self) -> None:
+        for row in self.tail.new_rows():
+            # A restarted coordinator may write a round's row again.
+            if row.round > self.progress.committed:
+                self.rounds = (*self.rounds, row)[-ROUNDS_SHOWN:]
+                self.view.committed(self.progress, row)
+
+    def _last_words(self, member: str, code: int) -> str:
+        """How a process ended, what it said last, and where to read on; one line."""
+        log = self.directory.log(member)
+        error = last_error(log, self.log_starts[member])
+        return f"{exit_text(code)}: {error} (log: {log})" if error else f"{exit_text(code)} (log: {log})"
+
+    def _interrupted(self) -> int:
+        self.view.say(f"ending {len(self.supervisor.running)} processes; once more to end them at once")
+        self.supervisor.stop()
+        self._show_new_rounds()
+        self.view.say(f"stopped after round {self.progress.committed}; launch it again to resume")
+        return INTERRUPTED_CODE
+
+
+def _complete(config: Config) -> str:
+    return f"{config.run.name} is complete: all {config.rounds} rounds are committed"
+
+
+def _what_next(directory: RunDirectory) -> str:
+    return f"next: dist-train report {directory.path}   |   dist-train export {directory.path} OUT_DIR"

@@ -1,0 +1,70 @@
+"""What a process of a run writes for people: one log file each, every line `HH:MM:SS [member] …`.
+
+Because every line says when and who, `sort -m` (or `cat … | sort -s`) of a run's logs reads as one story. The launcher
+looks for a dead process's last words here too.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from launcher.failures import PREFIX
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Last words are at the end; a traceback of deep recursion is long but not longer than this.
+TAIL_BYTES = 64 * 1024
+TRACEBACK = "Traceback (most recent call last):"
+LINE_PREFIX = re.compile(r"^\d\d:\d\d:\d\d \[[^\]]*\] ")
+EXCEPTION_LINE = re.compile(r"^[A-Za-z_][\w.]*(?::\s.*)?$")
+
+
+class MemberFormatter(logging.Formatter):
+    """Begins every line of a record, also those of a traceback, with the time and the member."""
+
+    def __init__(self, member: str) -> None:
+        super().__init__(datefmt="%H:%M:%S")
+        self.member = member
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's lines, each with its prefix."""
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        prefix = f"{self.formatTime(record, self.datefmt)} [{self.member}] "
+        return "\n".join(prefix + line for line in (level + super().format(record)).splitlines())
+
+
+def configure(member: str) -> None:
+    """Sends the logging and the warnings of this process to stderr, in the name of `member`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(MemberFormatter(member))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
+
+
+def last_error(log: Path, start_bytes: int = 0) -> str:
+    """What went wrong, in one line, by what was written to `log` from `start_bytes` on; empty when nothing was."""
+    try:
+        with log.open("rb") as file:
+            end_bytes = file.seek(0, 2)
+            file.seek(max(start_bytes, end_bytes - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [LINE_PREFIX.sub("", line).rstrip() for line in text.splitlines()]
+    return _said(lines) or _raised(lines) or next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _said(lines: list[str]) -> str:
+    return next((line.partition(PREFIX)[2] for line in reversed(lines) if PREFIX in line), "")
+
+
+def _raised(lines: list[str]) -> str:
+    """The exception line of the last traceback."""
+    starts = [number for number, line in enumerate(lines) if line.endswith(TRACEBACK)]
+    if not starts:
+        return ""
+    return next((line for line in lines[starts[-1] + 1 :] if EXCEPTION_LINE.match(line)), "")

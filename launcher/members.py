@@ -1,0 +1,75 @@
+"""The processes of a run on this machine: what is started for each member, and with which environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from dist_train.config import ConfigError
+from launcher.supervisor import Command
+
+if TYPE_CHECKING:
+    from dist_train.config import Config
+    from dist_train.run_directory import RunDirectory
+
+COORDINATOR = "coordinator"
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+
+
+def replica_ids(config: Config) -> tuple[str, ...]:
+    """The replicas that the config names; ConfigError when one has the coordinator's name."""
+    ids = tuple(replica.id for replica in config.replica)
+    if COORDINATOR in ids:
+        raise ConfigError(f'replica.id = "{COORDINATOR}" is the coordinator\'s own name; choose another')
+    return ids
+
+
+def coordinator_command(config: Config, directory: RunDirectory, kept_descriptors: tuple[int, ...] = ()) -> Command:
+    """Starts the coordinator, which announces its address."""
+    return Command(
+        member=COORDINATOR,
+        arguments=(*_launcher(), "coordinate", str(directory.path), "--lifeline"),
+        log=directory.log(COORDINATOR),
+        environment=_environment(config),
+        announces=True,
+        kept_descriptors=kept_descriptors,
+    )
+
+
+def replica_command(
+    config: Config, directory: RunDirectory, replica: str, address: str, kept_descriptors: tuple[int, ...] = ()
+) -> Command:
+    """Starts one replica, which dials the coordinator at `address`."""
+    identity = ("--id", replica, "--coordinator", address)
+    return Command(
+        member=replica,
+        arguments=(*_launcher(), "replica", str(directory.path), *identity, "--lifeline"),
+        log=directory.log(replica),
+        environment=_environment(config),
+        kept_descriptors=kept_descriptors,
+    )
+
+
+def commands(config: Config, directory: RunDirectory) -> tuple[Command, ...]:
+    """All that a launch would start; the coordinator's address is known only then."""
+    replicas = (replica_command(config, directory, replica, "HOST:PORT") for replica in replica_ids(config))
+    return (coordinator_command(config, directory), *replicas)
+
+
+def _launcher() -> tuple[str, ...]:
+    return (sys.executable, "-m", "launcher")
+
+
+def _environment(config: Config) -> dict[str, str]:
+    """Unbuffered logs; and the cores shared out, since each process would otherwise take them all."""
+    environment = {"PYTHONUNBUFFERED": "1"}
+    if THREADS_VARIABLE not in os.environ:
+        environment[THREADS_VARIABLE] = str(max(1, _usable_cores() // len(config.replica)))
+    return environment
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,30 @@
+"""What can be known to be wrong before anything is started, and at little cost: files that the config names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dist_train.config import ConfigError
+from dist_train.data.sources import source_files
+
+if TYPE_CHECKING:
+    from dist_train.config import Config
+
+
+def check(config: Config) -> None:
+    """ConfigError, naming the key, when a file that the config needs is not there."""
+    source_files(config.data)
+    if config.data.tokenizer != "bytes":
+        _check_folder("data.tokenizer", config.data.tokenizer, "a local Hugging Face tokenizer directory")
+    if config.model.path is not None:
+        folder = _check_folder("model.path", config.model.path, "a local Hugging Face model directory")
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f'model.path = "{config.model.path}" holds no config.json')
+
+
+def _check_folder(key: str, given: str, what: str) -> Path:
+    path = Path(given).expanduser()
+    if not path.is_dir():
+        raise ConfigError(f'{key} = "{given}" is no directory; give {what}')
+    return path

@@ -1,0 +1,76 @@
+"""How a launch finds its run directory: new, to be resumed, complete, or another run's."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from dist_train.config import ConfigError, load
+from dist_train.report.metrics import read_rounds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from dist_train.config import Config
+    from dist_train.run_directory import RunDirectory
+
+MOST_NAMED_KEYS = 4
+ABSENT = object()
+
+
+class Standing(Enum):
+    """What is left to do."""
+
+    NEW = "new"
+    RESUMED = "resumed"
+    COMPLETE = "complete"
+
+
+def standing(config: Config, directory: RunDirectory) -> Standing:
+    """Where the run of `config` stands in `directory`; ConfigError, naming keys, when another run is kept there."""
+    if not directory.config.is_file():
+        return Standing.NEW
+    kept = load(directory.config)
+    if kept.digest() != config.digest():
+        keys = "; ".join(differences(kept, config)) or "made by another version of dist-train"
+        raise ConfigError(
+            f"{directory.path} keeps another run: {keys}. Give this one another run.directory, or remove that one"
+        )
+    return Standing.COMPLETE if _is_complete(config, directory) else Standing.RESUMED
+
+
+def committed_rounds(directory: RunDirectory) -> int:
+    """The last round that was committed in `directory`; 0 before the first."""
+    rows = read_rounds(directory.metrics)
+    return rows[-1].round if rows else 0
+
+
+def differences(kept: Config, given: Config) -> list[str]:
+    """The keys in which two runs differ, as `key = kept there, given here`; the first few."""
+    before, after = dict(_shared_keys(kept)), dict(_shared_keys(given))
+    differing = [key for key in before | after if before.get(key, ABSENT) != after.get(key, ABSENT)]
+    named = [f"{key} is {_shown(before, key)} there and {_shown(after, key)} here" for key in differing]
+    more = len(named) - MOST_NAMED_KEYS
+    return named[:MOST_NAMED_KEYS] + ([f"and {more} more"] if more > 0 else [])
+
+
+def _is_complete(config: Config, directory: RunDirectory) -> bool:
+    """Every round committed, and the last one kept: without its checkpoint, replicas still have to apply it."""
+    return committed_rounds(directory) >= config.rounds and (directory.checkpoints / f"round-{config.rounds}").exists()
+
+
+def _shared_keys(config: Config) -> Iterator[tuple[str, Any]]:
+    """What `Config.digest` covers, by dotted key: not where files, sockets and devices are."""
+    document = config.model_dump(mode="json")
+    del document["run"]["directory"], document["exchange"]["address"], document["security"]
+    document["replica"] = sorted(replica["id"] for replica in document["replica"])
+    for section, value in document.items():
+        if isinstance(value, dict):
+            yield from ((f"{section}.{key}", inner) for key, inner in value.items())
+        else:
+            yield section, value
+
+
+def _shown(keys: Mapping[str, Any], key: str) -> str:
+    value = keys.get(key)
+    return "unset" if value is None else repr(value)
