@@ -366,3 +366,4 @@ class GrpcTransport:
     def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5.0)
+        self._loop.close()

@@ -16,6 +16,7 @@ manifest) for everybody, or not at all; nothing is applied before that. Three ki
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ from dist_train.data.batches import batches_of, validation_batches
 from dist_train.data.stream import Stream
 from dist_train.inner import InnerOptimizer, evaluate
 from dist_train.outer import OuterMethod
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -121,6 +124,7 @@ def train(replica: Replica, round_number: int, lease: Lease) -> Work:
             loss_sum += loss * batch.num_targets
             targets += batch.num_targets
     work.tokens, work.loss = tokens, loss_sum / max(1, targets)
+    _log.info("round %d: trained on %d tokens, loss %.4f", round_number, tokens, work.loss)
     return work
 
 
@@ -135,6 +139,7 @@ def publish(replica: Replica, round_number: int, work: Work) -> None:
     with work.timed("publish"):
         replica.transport.finish_publishing()
     replica.transport.send(Report(round_number, tuple(payloads), work.tokens, work.loss, dict(work.phase_s)))
+    _log.info("round %d: published %d bytes", round_number, sum(payload.num_bytes for payload in payloads))
     work.phase_s.clear()
 
 
@@ -170,6 +175,7 @@ def apply(replica: Replica, committed: CommittedRound, mail: Mail, work: Work) -
         replica.outer.finish_round()
         digest = replica.outer.digest()
     replica.round = committed.round
+    _log.info("round %d: applied, parameters %s", committed.round, digest[:12])
     with work.timed("validate"):
         loss_sum, targets = validate(replica, committed)
     replica.transport.send(

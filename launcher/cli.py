@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # Click's, which newer versions of typer carry inside themselves.
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+REPORT_COLUMNS = 100
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(
@@ -121,9 +122,9 @@ def report(run_dir: RunDir, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(collected.to_json())
     else:
-        console = Console()
-        # Cut off by no terminal, a report is as wide as it needs.
-        console.print(render_terminal(collected), width=None if console.is_terminal else 100)
+        # What is read later, from a file or a pipe, has no terminal's width.
+        console = Console() if sys.stdout.isatty() else Console(width=REPORT_COLUMNS)
+        console.print(render_terminal(collected))
 
 
 @app.command()

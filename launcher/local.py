@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dist_train.config import ConfigError
 from dist_train.report.metrics import MetricsTail
+from dist_train.report.quantities import loss_text
 from dist_train.run_directory import write_atomically
 from launcher import members
 from launcher.failures import LaunchError
@@ -88,6 +89,8 @@ class _LocalRun:
             message = f"{self.config.run.name} was stopped: {verdict.reason}. Launch it again to resume"
             raise ConfigError(message) if verdict.exit_code == 2 else LaunchError(message)
         self.view.say(_complete(self.config))
+        for last in self.rounds[-1:]:
+            self.view.say(f"last round: loss {loss_text(last.loss)}, validation {loss_text(last.validation_loss)}")
         self.view.say(_what_next(self.directory))
         return 0
 
@@ -150,11 +153,11 @@ class _LocalRun:
                 raise KeyboardInterrupt
             case Told(news=RunStatus() as status):
                 self.status = status.naming(self.replicas, self.supervisor.exits)
-                self.view.show(self.progress)
 
     def _look(self, poller: StatusPoller) -> None:
         poller.ask()
         self._show_new_rounds()
+        self.view.show(self.progress)
 
     def _show_new_rounds(self) -> None:
         for row in self.tail.new_rows():

@@ -27,7 +27,7 @@ class View(Protocol):
         ...
 
     def __exit__(self, *_: object) -> None:
-        """Leaves the last state on the screen."""
+        """Ends what is drawn."""
         ...
 
     def show(self, progress: Progress) -> None:
@@ -89,11 +89,11 @@ class JsonView(PlainView):
 
 
 class LiveView:
-    """A picture of the run that is drawn over; lines for people scroll by above it."""
+    """A picture of the run that is drawn over and goes when the run ends; lines for people scroll by above it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, auto_refresh=False)
+        self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -106,9 +106,8 @@ class LiveView:
         """Draws the state."""
         self._live.update(render_live(progress), refresh=True)
 
-    def committed(self, progress: Progress, row: RoundRow) -> None:  # noqa: ARG002 - it is in the picture
-        """Draws the state that the round left."""
-        self.show(progress)
+    def committed(self, progress: Progress, row: RoundRow) -> None:
+        """Nothing: the round is in the next picture."""
 
     def say(self, text: str) -> None:
         """Prints the line above the picture."""

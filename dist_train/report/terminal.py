@@ -114,7 +114,7 @@ def _baselines(report: Report) -> Table | None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
     table.add_column("method")
     table.add_column("would have sent", justify="right")
-    table.add_column("against this run's pseudo-gradients")
+    table.add_column("this run's pseudo-gradients")
     for name, num_bytes in named:
         if num_bytes is not None:
             table.add_row(name, bytes_text(num_bytes), _comparison(num_bytes, ours))
@@ -125,8 +125,8 @@ def _comparison(baseline_bytes: int, sent_bytes: int | None) -> str:
     if not sent_bytes:
         return UNKNOWN
     if baseline_bytes >= sent_bytes:
-        return f"{ratio_text(baseline_bytes / sent_bytes)} less sent here"
-    return f"{ratio_text(sent_bytes / max(baseline_bytes, 1))} more sent here"
+        return f"{ratio_text(baseline_bytes / sent_bytes)} less"
+    return f"{ratio_text(sent_bytes / max(baseline_bytes, 1))} more"
 
 
 def _rounds(report: Report) -> Table:

@@ -20,7 +20,7 @@ def oracle(flat: torch.Tensor, quota: Quota) -> list[int]:
     layout, chosen = quota.layout, []
     for c, values in enumerate(flat.view(-1, layout.chunk).tolist()):
         real = layout.is_real(np.array([c]), np.arange(layout.chunk))
-        places = sorted((p for p in range(layout.chunk) if real[p]), key=lambda p: (-abs(values[p]), p))  # noqa: B023
+        places = sorted((p for p in range(layout.chunk) if real[p]), key=lambda p: (-abs(values[p]), p))
         chosen += sorted(places[: quota.counts[c]])
     return chosen
 
@@ -36,7 +36,7 @@ def oracle(flat: torch.Tensor, quota: Quota) -> list[int]:
     seed=st.integers(0, 2**32),
 )
 def test_oracle_any_shape_with_many_ties(
-    rows: int, cols: int, vector: int, chunk: int, k: int, distinct: int, seed: int
+    *, rows: int, cols: int, vector: int, chunk: int, k: int, distinct: int, seed: int
 ) -> None:
     layout = ChunkLayout({"w": (rows, cols), "b": (vector,)}, chunk)
     quota = Quota(layout, min(k, chunk))

@@ -1,0 +1,93 @@
+"""Whole runs for tests: a real coordinator and real replicas over real gRPC, all in threads of this process."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dist_train.checkpoint import CheckpointInfo, newest_outer, read_checkpoint
+from dist_train.config import Config, parse
+from dist_train.coordination import run_coordinator
+from dist_train.replica import run_replica
+from dist_train.run_directory import RunDirectory
+from torch import Tensor
+
+PATIENCE_S = 100.0
+
+
+def tiny(directory: Path, source: str, *, replicas: int = 2, **sections: dict[str, Any]) -> Config:
+    """The config of a run that takes a second or two; `sections` add to it or replace single keys."""
+    document: dict[str, Any] = {
+        "run": {"directory": str(directory), "seed": 7},
+        "model": {"hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64},
+        "data": {"source": source, "sequence_tokens": 64, "validation_tokens": 512, "validation_fraction": 0.1},
+        "inner": {"steps": 3, "batch_tokens": 256, "lr": 3e-3},
+        "outer": {"rounds": 3},
+        "sparseloco": {"chunk": 256, "k": 16},
+        "exchange": {"min_replicas": replicas},
+        "replica": [{"id": name} for name in "abcdefgh"[:replicas]],
+    }
+    for name, section in sections.items():
+        document[name] = document.get(name, {}) | section
+    return parse(document)
+
+
+def write_corpus(folder: Path, documents: int = 120) -> str:
+    """Text files of many lengths, none of them empty; returns their data.source."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(documents):
+        words = (f"word{(i * 31 + j * j) % 97} " for j in range(1 + (i * 17) % 60))
+        (folder / f"{i:03}.txt").write_text("".join(words), encoding="utf-8")
+    return f"text:{folder}/*.txt"
+
+
+def run(config: Config) -> RunDirectory:
+    """Runs `config` to its end and returns its directory; an error of any member is raised."""
+    directory = RunDirectory(Path(config.run.directory))
+    directory.path.mkdir(parents=True, exist_ok=True)
+    errors = list[BaseException]()
+    listening = threading.Event()
+    address = list[str]()
+
+    def guarded(work: Callable[[], None]) -> Callable[[], None]:
+        def guarded_work() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - raised below, in the test's own thread
+                errors.append(error)
+                listening.set()
+
+        return guarded_work
+
+    def on_listening(bound: str) -> None:
+        address.append(bound)
+        listening.set()
+
+    threads = [threading.Thread(target=guarded(lambda: run_coordinator(config, directory, on_listening)), daemon=True)]
+    threads[0].start()
+    assert listening.wait(PATIENCE_S), "the coordinator does not listen"
+    for replica in config.replica if address else ():
+        work = guarded(lambda id=replica.id: run_replica(config, directory, id, address[0]))  # type: ignore[misc]
+        threads.append(threading.Thread(target=work, daemon=True))
+        threads[-1].start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), "a member hangs"
+    if errors:
+        raise errors[0]
+    return directory
+
+
+def metrics(directory: RunDirectory) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, the last one of each round, in order."""
+    rows = [json.loads(line) for line in directory.metrics.read_text(encoding="utf-8").splitlines()]
+    return [row for _, row in sorted({row["round"]: row for row in rows}.items())]
+
+
+def theta(directory: RunDirectory) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """The newest outer parameters."""
+    info, parts = read_checkpoint(newest_outer(directory.checkpoints))
+    return info, parts["theta"]
