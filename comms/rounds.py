@@ -10,12 +10,13 @@ then looks whether the round can move:
     AGREE  --all living members acknowledged--> WORK of the next round        (sends CommittedRound, RoundPlan)
                                             or ENDING after the last one      (sends CommittedRound)
     ENDING --all living members applied, or deadline--> DONE                  (sends Finish)
-    any    --coordinator restarted--> GATHER, the open round keeps its leases and nothing else
+    any    --coordinator restarted--> GATHER, the open round keeps its leases; reports are sent again
     any    --too few replicas for gather_deadline_s, or replicas that disagree--> FAILED
 
 What keeps replicas equal: nobody applies before CommittedRound, and the coordinator journals it before it sends it;
 a replica is told of a round only when it has applied, or is about to apply, the one before. What keeps the corpus
-whole: a lease is consumed by the commit that uses its contribution, and by nothing else.
+whole: a lease is consumed by the commit that uses its contribution, and by nothing else; and a replica never holds
+two leases of one round, so that a report, however late it comes, is of the lease that the coordinator knows.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from comms.agreement import (
     Acknowledge,
@@ -54,10 +55,13 @@ from comms.run_state import (
     Phase,
     Record,
     Restarted,
+    RoundRules,
     RunState,
     Send,
     Summarise,
 )
+
+T = TypeVar("T")
 
 
 def advance(state: RunState, event: Event, now_s: float) -> tuple[RunState, tuple[Action, ...]]:
@@ -73,7 +77,7 @@ def next_deadline_s(state: RunState, now_s: float) -> float:
     rules = state.rules
     if state.phase in (Phase.DONE, Phase.FAILED):
         return math.inf
-    moments = [member.last_heard_s + rules.liveness_deadline_s for member in state.members.values()]
+    moments = [_silent_from_s(member, rules) for member in state.members.values()]
     if state.phase is Phase.GATHER:
         moments.append(state.since_s + rules.gather_deadline_s)
     if state.short_since_s is not None:
@@ -118,7 +122,7 @@ class _Step:
         member = Member(join.incarnation, join.address, join.applied_round, join.theta_digest, self.now_s)
         self._set(members={**self.state.members, replica: member})
         if replica in self.state.leases:
-            self._set(absent={r: why for r, why in self.state.absent.items() if r != replica})
+            self._set(absent=_without(self.state.absent, replica))
         if join.applied_round and join.applied_round == self.state.committed_round:
             self._note_applied(replica, Applied(join.applied_round, join.theta_digest))
         self._place(replica)
@@ -155,13 +159,16 @@ class _Step:
 
     def _report(self, replica: str, report: Report) -> None:
         state = self.state
-        if state.phase is not Phase.WORK or report.round != state.round or replica not in state.leases:
+        is_open = state.phase in (Phase.GATHER, Phase.WORK) and report.round == state.committed_round + 1
+        if not is_open or replica not in state.leases:
             return  # late, or twice: its error feedback keeps what it found
-        if reason := _unusable(report, state.reports):
+        if reason := _unusable(report):
             self._leave_out(replica, reason)
             return
         first = self.now_s if state.first_report_s is None else state.first_report_s
-        self._set(reports={**state.reports, replica: report}, first_report_s=first)
+        self._set(
+            reports={**state.reports, replica: report}, absent=_without(state.absent, replica), first_report_s=first
+        )
 
     def _acknowledge(self, replica: str, message: Acknowledge) -> None:
         state = self.state
@@ -178,8 +185,7 @@ class _Step:
         self._place(replica)
 
     def _leave(self, replica: str, message: Leave) -> None:
-        members = {r: m for r, m in self.state.members.items() if r != replica}
-        self._set(members=members)
+        self._set(members=_without(self.state.members, replica))
         if replica in self.state.leases:
             self._set(absent={**self.state.absent, replica: message.reason or "left"})
 
@@ -192,57 +198,57 @@ class _Step:
 
     def _restart(self) -> None:
         """Everybody who was there is gathered again. Nobody has applied the open round, so it starts over, with the
-        same leases: who still has its report sends it again, who has not does the work again.
+        same leases: who still has its report sends it again, who has not does the work again. Attempts count on, or
+        an acknowledgement from before could pass for one of a new proposal.
         """
         if self.state.phase is Phase.DONE:
             return
         gathering = tuple(sorted({*self.state.members, *self.state.leases}))
         self._set(
             phase=Phase.GATHER, failure="", since_s=self.now_s, gathering=gathering, members={},
-            reports={}, first_report_s=None, manifest=(), acknowledged={},
+            reports={}, first_report_s=None, manifest=(), acknowledged={}, short_since_s=None,
         )  # fmt: skip
 
     # ---- where a member stands ----
 
     def _place(self, replica: str) -> None:
         """Tells a member what it needs to take part in, or to watch, the open round."""
-        state, member = self.state, self.state.members[replica]
-        if member.applied_round < state.committed_round:
+        state = self.state
+        if replica not in state.members:
+            return  # put out a moment ago: its parameters are damaged
+        if not self._is_current(replica):
             self._send(replica, CatchUp(state.committed_round))
             return
         match state.phase:
             case Phase.DONE | Phase.FAILED:
                 self._send(replica, Finish(state.failure))
             case Phase.WORK:
-                if replica not in state.leases and self._may_enter():
-                    self._admit(replica)
-                if replica in self.state.leases:
-                    self._plan(replica)
+                if replica not in state.leases and (not state.reports or self._lacks_replicas()):
+                    self._admit(replica)  # while the round is young, or needs it; else it watches
+                self._plan(replica)
             case Phase.AGREE if replica in state.reports and state.members[replica].planned_round < state.round:
                 self._plan(replica)
                 self._send(replica, self._proposal())
             case _:
                 pass  # it watches, and will be told of the commit
 
-    def _may_enter(self) -> bool:
-        """A newcomer enters the open round while it is young, or when the round lacks replicas; else it watches."""
-        return not self.state.reports or len(self.state.leases) < self.state.rules.min_replicas
-
     def _admit(self, replica: str) -> None:
         if self.state.book is None:
             raise AssertionError("a member was admitted before the corpus was known")
         book, lease = self.state.book.grant(self.state.rules.lease_tokens)
-        absent = {r: why for r, why in self.state.absent.items() if r != replica}
+        absent = _without(self.state.absent, replica)
         self._set(book=book, leases={**self.state.leases, replica: lease}, absent=absent)
 
     def _plan(self, replica: str) -> None:
-        if self.state.members[replica].planned_round < self.state.round:
+        """Tells a member of its lease, if it has one, once over each stream."""
+        if replica in self.state.leases and self.state.members[replica].planned_round < self.state.round:
             self._set_member(replica, planned_round=self.state.round)
             self._send(replica, RoundPlan(self.state.round, self.state.leases[replica]))
 
     # ---- whether the round can move ----
 
     def progress(self) -> None:
+        self._settle_disagreement()
         match self.state.phase:
             case Phase.GATHER:
                 self._progress_gather()
@@ -263,24 +269,30 @@ class _Step:
             return
         if self.state.committed_round == rules.rounds:
             self._set(phase=Phase.ENDING, since_s=self.now_s)
-            self._progress_ending()
+            self.progress()
         elif len(ready) >= rules.min_replicas:
             self._open(ready)
         elif self._elapsed(rules.gather_deadline_s):
             self._fail(self._too_few(len(ready)))
 
     def _progress_work(self) -> None:
-        state, rules = self.state, self.state.rules
-        awaited = self._awaited()
-        missing = awaited - set(state.reports)
-        if len(state.reports) >= rules.min_replicas:
-            deadline_s = (state.first_report_s or 0.0) + rules.publish_deadline_s
+        rules = self.state.rules
+        if self._lacks_replicas():
+            for replica in sorted(self._living() - set(self.state.leases)):
+                if self._is_current(replica):
+                    self._admit(replica)
+                    self._plan(replica)
+        missing = self._awaited() - set(self.state.reports)
+        if len(self.state.reports) >= rules.min_replicas:
+            deadline_s = (self.state.first_report_s or 0.0) + rules.publish_deadline_s
             if not missing or self.now_s >= deadline_s:
                 for replica in sorted(missing):
                     self._leave_out(replica, f"no report within {rules.publish_deadline_s:g} s of the first")
-                self._propose()
-                return
-        self._mind_shortage(len(awaited | set(state.reports)), rules.min_replicas)
+                self._leave_out_misfits()
+                if len(self.state.reports) >= rules.min_replicas:
+                    self._propose()
+                    return
+        self._mind_shortage(self._present(), rules.min_replicas)
 
     def _progress_agree(self) -> None:
         state, rules = self.state, self.state.rules
@@ -304,7 +316,7 @@ class _Step:
         if not waiting or self._elapsed(self.state.rules.fetch_deadline_s):
             self._summarise()
             self._set(phase=Phase.DONE, since_s=self.now_s)
-            for replica in self._living():
+            for replica in sorted(self.state.members):
                 self._send(replica, Finish())
 
     def _mind_shortage(self, present: int, needed: int) -> None:
@@ -319,22 +331,25 @@ class _Step:
     # ---- moving ----
 
     def _open(self, roster: list[str]) -> None:
-        """Opens the round after the committed one. Leases that its roster holds from before a restart stay with it."""
+        """Opens the round after the committed one, or, after a restart, opens it again, with its leases and reports."""
         state = self.state
-        kept = {r: lease for r, lease in state.leases.items() if r in roster}
-        book = state.book
-        for replica, lease in state.leases.items():
-            if replica not in kept and book is not None:
-                book = book.give_back(lease)
+        number = state.committed_round + 1
+        if number != state.round:
+            book = state.book
+            for lease in state.leases.values():
+                book = book.give_back(lease) if book is not None else None
+            self._set(round=number, book=book, leases={}, reports={}, attempt=0)
+        first_report_s = self.now_s if self.state.reports else None
         self._set(
-            phase=Phase.WORK, round=state.committed_round + 1, since_s=self.now_s, opened_s=self.now_s, book=book,
-            leases=kept, reports={}, first_report_s=None, attempt=0, manifest=(), acknowledged={}, absent={},
+            phase=Phase.WORK, since_s=self.now_s, opened_s=self.now_s, first_report_s=first_report_s,
+            manifest=(), acknowledged={}, absent={}, short_since_s=None,
         )  # fmt: skip
         for replica in roster:
-            if replica not in kept:
+            if replica not in self.state.leases:
                 self._admit(replica)
-        for replica in roster:
-            self._plan(replica)
+        for replica in sorted(self.state.members):
+            if self._is_current(replica):
+                self._plan(replica)
 
     def _propose(self) -> None:
         """Puts the reported payloads to the vote, replicas in order of their names, fragments as they report them."""
@@ -346,8 +361,17 @@ class _Step:
         )
         attempt = self.state.attempt + 1
         self._set(phase=Phase.AGREE, since_s=self.now_s, attempt=attempt, manifest=manifest, acknowledged={})
-        for replica in sorted(self._awaited()):
-            self._send(replica, self._proposal())
+        for replica in sorted(set(reports) & set(self.state.members)):
+            if replica not in self.state.absent and self._is_current(replica):
+                self._send(replica, self._proposal())
+
+    def _propose_again(self) -> None:
+        """After somebody was left out of a proposal."""
+        if len(self.state.reports) >= self.state.rules.min_replicas:
+            self._propose()
+        else:
+            self._set(phase=Phase.WORK, since_s=self.now_s)
+            self.progress()
 
     def _settle_problems(self, awaited: set[str]) -> None:
         """Payloads that half of the members refuse leave the round; else those who can't get them do."""
@@ -362,18 +386,20 @@ class _Step:
         guilty = {
             owner for owner, count in complaints.items() if count * 2 >= len(awaited) or owner not in self._living()
         }
+        nobody_is_content = all(state.acknowledged[replica] for replica in awaited)
+        too_few = len(set(state.reports) - guilty) < state.rules.min_replicas
+        if complaints and (too_few or (nobody_is_content and not guilty)):
+            # The peers are divided. Whoever is refused most goes first; the rest may then agree.
+            guilty = {max(complaints, key=lambda owner: (complaints[owner], owner))}
         for replica in sorted(awaited - guilty):
             lacking = [p for p in state.acknowledged[replica] if owners.get(p.digest) not in guilty]
             if lacking:
                 self._stop_waiting_for(replica, f"could not get what the others got: {lacking[0].reason}")
         for replica in sorted(guilty):
             self._leave_out(replica, reasons[replica])
-        if not guilty:
-            self.progress()
-        elif len(self.state.reports) >= state.rules.min_replicas:
-            self._propose()
+        if guilty:
+            self._propose_again()
         else:
-            self._set(phase=Phase.WORK, since_s=self.now_s)
             self.progress()
 
     def _commit(self) -> None:
@@ -381,7 +407,9 @@ class _Step:
         committed = CommittedRound(
             state.round, state.manifest, {r: lease for r, lease in state.leases.items() if r in state.reports}
         )
-        following = sorted(r for r in self._living() if r in state.acknowledged or self._watches(r))
+        following = sorted(
+            r for r in self._living() if self._is_current(r) and (r in state.acknowledged or self._watches(r))
+        )
         self._summarise()
         self._set(
             committed=committed, committed_reports=state.reports, applied={}, round_s=self.now_s - state.opened_s,
@@ -390,7 +418,7 @@ class _Step:
             tokens=state.tokens + sum(report.tokens for report in state.reports.values()),
         )  # fmt: skip
         self.actions.append(Record(committed))
-        for replica in sorted(self._living()):
+        for replica in sorted(state.members):  # also to the silent: a stream outlives a pause of its replica
             if state.members[replica].applied_round == committed.round - 1:
                 self._send(replica, replace(committed, holders=self._holders()))
         if committed.round == state.rules.rounds:
@@ -401,59 +429,71 @@ class _Step:
     def _watches(self, replica: str) -> bool:
         """A member that has no part in the open round, and will hold its outcome like the others."""
         state = self.state
-        return replica not in state.leases and replica not in state.absent and self._is_current(replica)
+        return replica not in state.leases and replica not in state.absent
 
     def _note_applied(self, replica: str, message: Applied) -> None:
-        """Compares what the replicas hold after the committed round; a minority is named and put out."""
+        """Writes down what a replica made of the committed round."""
         earlier = self.state.applied.get(replica)
         if earlier and not message.validation_targets:
             message = replace(earlier, theta_digest=message.theta_digest)
         self._set(applied={**self.state.applied, replica: message})
-        counts = Counter(applied.theta_digest for applied in self.state.applied.values())
-        if len(counts) > 1:
-            self._settle_disagreement(counts)
+        self._settle_disagreement()
         expected = {r for r in self._living() if r in self.state.committed_reports}
         if expected <= set(self.state.applied):
             self._summarise()
 
-    def _settle_disagreement(self, counts: Counter[str]) -> None:
-        (majority, votes), (_, second) = counts.most_common(2)
-        number = self.state.committed_round
-        if votes == second:
-            if len(self.state.applied) >= len(self._living()):
-                sides = ", ".join(f"{r} {a.theta_digest[:12]}" for r, a in sorted(self.state.applied.items()))
-                self._fail(f"the replicas disagree after round {number} and none is in the majority: {sides}")
+    def _settle_disagreement(self) -> None:
+        """Compares what the members hold after the committed round: a minority is put out, a tie ends the run."""
+        state, number = self.state, self.state.committed_round
+        if state.phase in (Phase.GATHER, Phase.DONE, Phase.FAILED):
             return
-        for replica, applied in sorted(self.state.applied.items()):
-            if applied.theta_digest != majority and replica in self.state.members:
-                self._send(replica, Refusal(
-                    f"replica {replica!r} holds {applied.theta_digest[:12]} after round {number}, the others hold "
-                    f"{majority[:12]}: its parameters are damaged; delete its checkpoints and start it again"
-                ))  # fmt: skip
-                self._leave_out(replica, "its parameters differ from the others'")
-                self._set(members={r: m for r, m in self.state.members.items() if r != replica})
+        votes = {r: m.theta_digest for r, m in sorted(state.members.items()) if m.applied_round == number}
+        counts = Counter(votes.values())
+        if len(counts) < 2:
+            return
+        (majority, most), (_, second) = counts.most_common(2)
+        too_late = state.phase is Phase.ENDING and self._elapsed(state.rules.fetch_deadline_s)
+        undecided = set[str]() if too_late else self._living() - set(votes)
+        if undecided and most * 2 <= len(votes) + len(undecided):
+            return
+        if most == second:
+            sides = ", ".join(f"{replica} {theta_digest[:12]}" for replica, theta_digest in votes.items())
+            self._fail(f"the replicas disagree after round {number} and none is in the majority: {sides}")
+            return
+        damaged = {replica: theta_digest for replica, theta_digest in votes.items() if theta_digest != majority}
+        for replica, theta_digest in damaged.items():
+            self._send(replica, Refusal(
+                f"replica {replica!r} holds {theta_digest[:12]} after round {number}, the others hold "
+                f"{majority[:12]}: its parameters are damaged; delete its checkpoints and start it again"
+            ))  # fmt: skip
+            self._leave_out(replica, "its parameters differ from the others'")
+            self._set(members=_without(self.state.members, replica))
+        if self.state.phase is Phase.AGREE and any(entry.replica in damaged for entry in self.state.manifest):
+            self._propose_again()
+
+    def _leave_out_misfits(self) -> None:
+        """Leaves out those whose fragments are not the ones that most report."""
+        reported = {r: tuple(p.fragment for p in report.payloads) for r, report in self.state.reports.items()}
+        expected = Counter(reported.values()).most_common(1)[0][0]
+        for replica, fragments in sorted(reported.items()):
+            if fragments != expected:
+                self._leave_out(replica, f"its fragments {list(fragments)} are not those of the other replicas")
 
     def _leave_out(self, replica: str, reason: str) -> None:
-        """Takes a replica and what it reported out of the open round; its lease can be handed out again."""
-        state = self.state
-        if replica not in state.leases or state.book is None:
-            return
-        self._set(
-            absent={**state.absent, replica: reason},
-            book=state.book.give_back(state.leases[replica]),
-            leases={r: lease for r, lease in state.leases.items() if r != replica},
-            reports={r: report for r, report in state.reports.items() if r != replica},
-        )
+        """Takes a replica and what it reported out of the open round. Its lease comes back when the round is over."""
+        if replica in self.state.leases:
+            absent = {**self.state.absent, replica: reason}
+            self._set(absent=absent, reports=_without(self.state.reports, replica))
 
     def _stop_waiting_for(self, replica: str, reason: str) -> None:
         """Goes on without a replica's acknowledgement; its contribution, which the others hold, stays in the round."""
-        acknowledged = {r: problems for r, problems in self.state.acknowledged.items() if r != replica}
+        acknowledged = _without(self.state.acknowledged, replica)
         self._set(absent={**self.state.absent, replica: reason}, acknowledged=acknowledged)
 
     def _fail(self, reason: str) -> None:
         self._summarise()
         self._set(phase=Phase.FAILED, failure=reason)
-        for replica in self._living():
+        for replica in sorted(self.state.members):
             self._send(replica, Finish(reason))
 
     def _summarise(self) -> None:
@@ -471,9 +511,15 @@ class _Step:
         roster = self.state.reports if self.state.phase is Phase.AGREE else self.state.leases
         return {r for r in roster if r not in self.state.absent and r in self._living()}
 
+    def _present(self) -> int:
+        """How many contributions the open round has, or waits for."""
+        return len(self._awaited() | set(self.state.reports))
+
+    def _lacks_replicas(self) -> bool:
+        return self._present() < self.state.rules.min_replicas
+
     def _living(self) -> set[str]:
-        limit = self.now_s - self.state.rules.liveness_deadline_s
-        return {r for r, member in self.state.members.items() if member.last_heard_s > limit}
+        return {r for r, m in self.state.members.items() if _silent_from_s(m, self.state.rules) > self.now_s}
 
     def _is_current(self, replica: str) -> bool:
         return self.state.members[replica].applied_round == self.state.committed_round
@@ -483,9 +529,10 @@ class _Step:
 
     def _too_few(self, present: int) -> str:
         rules = self.state.rules
+        without = "".join(f"; without {r}: {why}" for r, why in sorted(self.state.absent.items()))
         return (
             f"round {self.state.round} has {present} replicas after exchange.gather_deadline_s = "
-            f"{rules.gather_deadline_s:g} s: start more, or lower exchange.min_replicas = {rules.min_replicas}"
+            f"{rules.gather_deadline_s:g} s: start more, or lower exchange.min_replicas = {rules.min_replicas}{without}"
         )
 
     def _holders(self) -> tuple[Holder, ...]:
@@ -507,17 +554,23 @@ class _Step:
         self.actions.append(Send(replica, message))
 
 
-def _unusable(report: Report, others: Mapping[str, Report]) -> str:
-    """Why this report can't be part of a manifest, or nothing."""
+def _unusable(report: Report) -> str:
+    """Why this report can't be part of any manifest, or nothing."""
     fragments = [payload.fragment for payload in report.payloads]
     if not math.isfinite(report.loss):
         return f"its loss is {report.loss}"
     if not fragments or len(set(fragments)) != len(fragments):
         return f"its fragments are {fragments}"
-    for other in others.values():
-        if fragments != [payload.fragment for payload in other.payloads]:
-            return f"its fragments {fragments} are not those of the other replicas"
     return ""
+
+
+def _silent_from_s(member: Member, rules: RoundRules) -> float:
+    """From when on a member counts as dead, if nothing more is heard of it."""
+    return member.last_heard_s + rules.liveness_deadline_s
+
+
+def _without(mapping: Mapping[str, T], replica: str) -> dict[str, T]:
+    return {key: value for key, value in mapping.items() if key != replica}
 
 
 def _summary(state: RunState, committed: CommittedRound) -> RoundSummary:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from compression.layout import ChunkLayout
     from compression.quota import Quota
 
-SLAB_VALUES = {"cpu": 1 << 20, "accelerator": 1 << 24}
+SLAB_VALUES = {"cpu": 1 << 19, "accelerator": 1 << 24}
 """Values worked on at once: enough to keep the device busy, and far less than a fragment."""
 
 
@@ -48,17 +48,18 @@ def select(flat: Tensor, quota: Quota) -> tuple[NDArray[np.uint16], NDArray[np.f
         places, values = _everything(chunks, quota)
     else:
         slab = max(1, SLAB_VALUES["cpu" if flat.device.type == "cpu" else "accelerator"] // layout.chunk)
-        parts = [_largest(chunks[i : i + slab], i, quota) for i in range(0, layout.num_chunks, slab)]
+        workspace = torch.empty_like(chunks[:slab])  # one for all slabs: touching fresh memory costs more than top-k
+        parts = [_largest(chunks[i : i + slab], i, quota, workspace) for i in range(0, layout.num_chunks, slab)]
         places = quota.flat(torch.cat([part[0] for part in parts]).cpu().numpy())
         values = quota.flat(torch.cat([part[1] for part in parts]).cpu().numpy())
     _check(places, values, quota)
     return places.astype(np.uint16), values
 
 
-def _largest(chunks: Tensor, first_chunk: int, quota: Quota) -> tuple[Tensor, Tensor]:
+def _largest(chunks: Tensor, first_chunk: int, quota: Quota, workspace: Tensor) -> tuple[Tensor, Tensor]:
     """(n, k) int64 ascending places and (n, k) values of n chunks; short rows end with places of C."""
     k, chunk = quota.k, chunks.shape[1]
-    magnitudes = chunks.abs().view(torch.int32)
+    magnitudes = torch.abs(chunks, out=workspace[: len(chunks)]).view(torch.int32)
     top = magnitudes.topk(k + 1, dim=1)  # (1)
     places = top.indices[:, :k]
     tied = (top.values[:, k - 1] == top.values[:, k]).nonzero()[:, 0]  # (2)

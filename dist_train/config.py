@@ -34,7 +34,7 @@ def _identifier(value: str) -> str:
     if (
         not value
         or len(value) > 64
-        or not all(c.isalnum() and c.isascii() or c in "-_." for c in value)
+        or not all((c.isalnum() and c.isascii()) or c in "-_." for c in value)
         or value[0] in "-."
     ):
         raise ValueError("use 1 to 64 letters, digits, '-', '_' or '.', beginning with a letter, a digit or '_'")
@@ -192,7 +192,7 @@ class ExchangeConfig(_Section):
     address: str = "127.0.0.1:0"
     """Where the coordinator listens; port 0 takes any free port."""
     route: Literal["direct", "relay"] = "direct"
-    """`direct`: replicas serve their own payloads. `relay`: everybody dials the coordinator, which stores and forwards."""
+    """`direct`: replicas serve their own payloads. `relay`: the coordinator stores and forwards; all dial only it."""
     min_replicas: int = Field(default=1, ge=1)
     """A round never commits with fewer contributions."""
     gather_deadline_s: Seconds = 300.0

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from dist_train.checkpoint import CheckpointInfo, newest_outer, read_checkpoint
 from dist_train.config import Config, parse
 from dist_train.coordination import run_coordinator
 from dist_train.replica import run_replica
 from dist_train.run_directory import RunDirectory
-from torch import Tensor
 
 PATIENCE_S = 100.0
 
@@ -70,7 +72,7 @@ def run(config: Config) -> RunDirectory:
     threads[0].start()
     assert listening.wait(PATIENCE_S), "the coordinator does not listen"
     for replica in config.replica if address else ():
-        work = guarded(lambda id=replica.id: run_replica(config, directory, id, address[0]))  # type: ignore[misc]
+        work = guarded(partial(run_replica, config, directory, replica.id, address[0]))
         threads.append(threading.Thread(target=work, daemon=True))
         threads[-1].start()
     for thread in threads:

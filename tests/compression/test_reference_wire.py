@@ -19,7 +19,6 @@ def test_seventy_two_bits_a_value_for_the_same_update() -> None:
     generator = torch.Generator().manual_seed(0)
     flat = layout.pack({name: torch.randn(shape, generator=generator) for name, shape in shapes.items()})
     payload = reference.encode(flat, layout)
-    kept = 8 * 4 + 4 + 3  # 3 x 3 blocks, of which that in the corner has 2 values, and the vector
     kept = sum(min(4, n) for n in layout.num_real.tolist())
     frame = 4 + 1 + 1 + 1 + 1 + 2 + 10 + 3 * 8 + (3 + 1 + 1 + 8) + (3 + 1 + 1 + 4)
     assert len(payload) == reference.num_bytes(layout) == frame + 9 * kept + 2 * 4 * 4 + 4

@@ -23,6 +23,10 @@ steps = 2
 batch_tokens = 128
 [outer]
 rounds = {rounds}
+[exchange]
+heartbeat_s = 0.5
+liveness_deadline_s = 2.0
+fetch_deadline_s = 5.0
 [[replica]]
 id = "a"
 [[replica]]
