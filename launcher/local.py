@@ -97,7 +97,7 @@ class _LocalRun:
     @property
     def progress(self) -> Progress:
         """What the view shows now."""
-        return Progress(self.config.run.name, self.config.rounds, self.rounds, self.status)
+        return Progress(self.config.run.name, self.config.rounds, self.replicas, self.rounds, self.status)
 
     def _start_coordinator(self) -> str:
         """Starts the coordinator; the address that it announces."""

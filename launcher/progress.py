@@ -72,6 +72,8 @@ class Progress:
 
     run: str
     total_rounds: int
+    replicas: tuple[str, ...] = ()
+    """Those that the config names."""
     rounds: tuple[RoundRow, ...] = ()
     """Committed so far, oldest first; perhaps only the recent ones."""
     status: RunStatus = RunStatus()
@@ -135,8 +137,8 @@ def round_line(progress: Progress, row: RoundRow) -> str:
         parts.append(f"val {loss_text(row.validation_loss)}")
     parts.append(f"{count_text(tokens_per_s(row))} tok/s")
     parts.append(f"{bytes_text(row.total_payload_bytes)} payloads")
-    if row.absent:
-        parts.append("without " + ", ".join(absence.replica for absence in row.absent))
+    if missing := [replica for replica in progress.replicas if replica not in row.contributors]:
+        parts.append("without " + ", ".join(missing))
     if not row.agreed:
         parts.append("digests DIFFER")
     parts.append(f"eta {seconds_text(progress.eta_s)}")

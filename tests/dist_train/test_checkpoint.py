@@ -66,7 +66,7 @@ def test_a_torn_file_is_passed_over(tmp_path: Path, damaged: str, keep_bytes: in
 
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     Checkpoints(tmp_path, "a", keep=2).write(snapshot(1))
-    with pytest.raises(CheckpointError, match="choose another run.directory"):
+    with pytest.raises(CheckpointError, match="choose another run"):
         Checkpoints(tmp_path, "a", keep=2).newest("e" * 64)
 
 

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from dist_train.report.metrics import Absence, RoundRow
+from dist_train.report.metrics import RoundRow
 from launcher.progress import (
     MemberProgress,
     Progress,
@@ -40,15 +40,15 @@ def rendered(progress: Progress) -> str:
 
 
 def test_a_round_is_one_line() -> None:
-    progress = Progress("demo", 12, (ROW,))
+    progress = Progress("demo", 12, ("a", "b"), (ROW,))
     line = "round 3/12  loss 2.710  val 2.800  18.3k tok/s  41.2 kB payloads  eta 18s"
     assert round_line(progress, ROW) == line
 
 
 def test_the_line_says_what_went_wrong() -> None:
-    row = ROW.model_copy(update={"absent": (Absence(replica="c"),), "agreed": False, "validation_loss": None})
-    line = round_line(Progress("demo", 12, (row,)), row)
-    assert "without c" in line
+    row = ROW.model_copy(update={"contributors": ("a",), "agreed": False, "validation_loss": None})
+    line = round_line(Progress("demo", 12, ("a", "b"), (row,)), row)
+    assert "without b" in line
     assert "digests DIFFER" in line
     assert "val" not in line
 
@@ -57,7 +57,7 @@ def test_the_estimate_is_the_median_from_commit_to_commit() -> None:
     # 10 s a round, but for the night between two launches.
     at_s = (0.0, 10.0, 20.0, 40_000.0, 40_010.0)
     rounds = tuple(ROW.model_copy(update={"round": n, "committed_at_s": s}) for n, s in enumerate(at_s, start=1))
-    assert Progress("demo", 12, rounds).eta_s == pytest.approx(70.0)
+    assert Progress("demo", 12, ("a", "b"), rounds).eta_s == pytest.approx(70.0)
 
 
 def test_nothing_is_estimated_before_the_first_round() -> None:
@@ -67,7 +67,7 @@ def test_nothing_is_estimated_before_the_first_round() -> None:
 
 def test_the_view_shows_rounds_and_members() -> None:
     status = RunStatus("work", 4, members("reported", "working"))
-    text = rendered(Progress("demo", 12, (ROW,), status))
+    text = rendered(Progress("demo", 12, ("a", "b"), (ROW,), status))
     for fact in ("demo", "round 3/12", "2.710", "2.800", "18.3k tok/s", "41.2 kB", "working", "eta 18s"):
         assert fact in text
     assert "round 4: work, waiting for b" in text
