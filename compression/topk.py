@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from compression.layout import ChunkLayout
     from compression.quota import Quota
 
-SLAB_VALUES = {"cpu": 1 << 19, "accelerator": 1 << 24}
+SLAB_VALUES = {"cpu": 1 << 21, "accelerator": 1 << 24}
 """Values worked on at once: enough to keep the device busy, and far less than a fragment."""
 
 

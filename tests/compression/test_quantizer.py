@@ -42,13 +42,12 @@ def test_golden_sign_magnitude_finds_the_two_groups() -> None:
 
 
 def test_golden_statistical_bins_around_the_mean_of_the_tensor() -> None:
-    """Mean 0, sigma sqrt(8 / 3), step 2.449: -2 falls in the bin at -1 step, 2 in that at +1, 0 in the middle."""
-    layout = ChunkLayout({"a": (4,), "b": (1,)}, 4)
-    values = np.array([2, -2, 0, 0, 5], np.float32)
-    codes, levels = STATISTICAL.quantize(values, Quota(layout, 4))
+    """Mean 0, sigma 1.98 (over n - 1), step 2.97: 2 is 0.67 of it, in an outer bin; 1.375 is 0.46, in the middle."""
+    quota = Quota(ChunkLayout({"a": (4,), "b": (1,)}, 4), 4)
+    codes, levels = STATISTICAL.quantize(np.array([2, -2, 1.375, -1.375, 5], np.float32), quota)
     assert codes.tolist() == [3, 1, 2, 2, 2]
     assert levels.view(np.float32).tolist() == [0, -2, 0, 2, 5, 5, 5, 5]
-    assert STATISTICAL.dequantize(codes, levels, Quota(layout, 4)).tolist() == values.tolist()
+    assert STATISTICAL.dequantize(codes, levels, quota).tolist() == [2, -2, 0, 0, 5]
 
 
 @settings(max_examples=150, deadline=None, print_blob=True)
