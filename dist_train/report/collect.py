@@ -48,7 +48,7 @@ def collect(directory: RunDirectory, *, is_running: bool = False) -> Report:
         pseudo_gradient=_pseudo_gradient(rows, facts),
         links=(),
         baselines=_baselines(config, rows, facts),
-        loss=_loss(rows),
+        loss=_loss(rows, facts),
         tokens=sum(row.total_tokens for row in rows),
         utilisation=_utilisation(rows),
     )
@@ -143,7 +143,7 @@ def _baselines(config: Config, rows: Rows, facts: RunFacts) -> BaselinesPart:
     )
 
 
-def _loss(rows: Rows) -> LossPart:
+def _loss(rows: Rows, facts: RunFacts) -> LossPart:
     train = [row.loss for row in rows]
     validation = [row.validation_loss for row in rows if row.validation_loss is not None]
     return LossPart(
@@ -151,6 +151,7 @@ def _loss(rows: Rows) -> LossPart:
         train_last=train[-1] if train else None,
         validation_first=validation[0] if validation else None,
         validation_last=validation[-1] if validation else None,
+        unigram_entropy=facts.unigram_entropy_nats,
     )
 
 

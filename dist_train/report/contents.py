@@ -99,6 +99,8 @@ class LossPart(_Part):
     train_last: float | None
     validation_first: float | None
     validation_last: float | None
+    unigram_entropy: float | None
+    """What a model reaches that only knows how often each token of the corpus occurs."""
 
 
 class Report(_Part):

@@ -34,6 +34,8 @@ class RunFacts(BaseModel):
 
     model: ModelFacts = ModelFacts()
     fragments: dict[str, FragmentFacts] = {}
+    unigram_entropy_nats: float | None = None
+    """Loss of the best model that only knows how often each token occurs."""
 
     @property
     def exchanged_parameters(self) -> int | None:

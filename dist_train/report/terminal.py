@@ -61,6 +61,8 @@ def _loss(report: Report) -> str:
     text = f"{loss_text(loss.train_first)} → {loss_text(loss.train_last)}"
     if loss.validation_last is not None:
         text += f"   validation {loss_text(loss.validation_first)} → {loss_text(loss.validation_last)}"
+    if loss.unigram_entropy is not None:
+        text += f"   (guessing by token frequency: {loss_text(loss.unigram_entropy)})"
     return text
 
 

@@ -74,7 +74,7 @@ class Replica:
     name: str
     incarnation: int = 0
     mode: str = "dead"
-    """dead; follow: waits for the coordinator; work: trains; agree: has reported, waits; ended: was told Finish."""
+    """dead; follow: waits for the coordinator; work: trains; agree: has reported, waits; ended: the run is complete."""
     awake: bool = True
     connected: bool = False
     applied: list[Manifest] = field(default_factory=list)
@@ -234,8 +234,8 @@ class World:
         match message:
             case Refusal(reason):
                 replica.mode, replica.connected, replica.refused = "dead", False, reason
-            case Finish():
-                replica.mode, replica.connected = "ended", False
+            case Finish(failure):
+                replica.mode, replica.connected = "dead" if failure else "ended", False
             case Proposal(round=number) if replica.mode == "agree" and replica.plan and number == replica.plan.round:
                 problems = {e.digest for e in message.manifest} & replica.refuses
                 answer = tuple(Problem(d, f"{self.work_of[d][0]}'s payload is broken") for d in sorted(problems))
