@@ -300,12 +300,13 @@ class World:
         for _ in range(1000):
             busy = False
             for name in sorted(self.replicas):
-                busy |= self._act_once(name, trains=work is None or name in work)
+                busy |= self.act_once(name, trains=work is None or name in work)
             if not busy:
                 return
         raise AssertionError("they talk without end")
 
-    def _act_once(self, name: str, *, trains: bool) -> bool:
+    def act_once(self, name: str, *, trains: bool = True) -> bool:
+        """Says, hears or does one thing; False when there is none."""
         replica = self[name]
         if not replica.is_running or not replica.awake:
             return False
