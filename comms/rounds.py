@@ -173,7 +173,8 @@ class _Step:
     def _acknowledge(self, replica: str, message: Acknowledge) -> None:
         state = self.state
         if state.phase is Phase.AGREE and (message.round, message.attempt) == (state.round, state.attempt):
-            self._set(acknowledged={**state.acknowledged, replica: message.problems})
+            acknowledged = {**state.acknowledged, replica: message.problems}
+            self._set(acknowledged=acknowledged, absent=_without(state.absent, replica))
 
     def _applied(self, replica: str, message: Applied) -> None:
         member = self.state.members[replica]
@@ -222,10 +223,8 @@ class _Step:
         match state.phase:
             case Phase.DONE | Phase.FAILED:
                 self._send(replica, Finish(state.failure))
-            case Phase.WORK:
-                if replica not in state.leases and (not state.reports or self._lacks_replicas()):
-                    self._admit(replica)  # while the round is young, or needs it; else it watches
-                self._plan(replica)
+            case Phase.WORK if replica not in state.leases and not state.reports:
+                self._admit(replica)  # the round is young; later on it watches
             case Phase.AGREE if replica in state.reports and state.members[replica].planned_round < state.round:
                 self._plan(replica)
                 self._send(replica, self._proposal())
@@ -240,8 +239,8 @@ class _Step:
         self._set(book=book, leases={**self.state.leases, replica: lease}, absent=absent)
 
     def _plan(self, replica: str) -> None:
-        """Tells a member of its lease, if it has one, once over each stream."""
-        if replica in self.state.leases and self.state.members[replica].planned_round < self.state.round:
+        """Tells a member of its lease, once over each stream."""
+        if self.state.members[replica].planned_round < self.state.round:
             self._set_member(replica, planned_round=self.state.round)
             self._send(replica, RoundPlan(self.state.round, self.state.leases[replica]))
 
@@ -281,7 +280,9 @@ class _Step:
             for replica in sorted(self._living() - set(self.state.leases)):
                 if self._is_current(replica):
                     self._admit(replica)
-                    self._plan(replica)
+        for replica in sorted(set(self.state.members) & set(self.state.leases)):
+            if self._is_current(replica):
+                self._plan(replica)
         missing = self._awaited() - set(self.state.reports)
         if len(self.state.reports) >= rules.min_replicas:
             deadline_s = (self.state.first_report_s or 0.0) + rules.publish_deadline_s
@@ -317,7 +318,8 @@ class _Step:
             self._summarise()
             self._set(phase=Phase.DONE, since_s=self.now_s)
             for replica in sorted(self.state.members):
-                self._send(replica, Finish())
+                if self._is_current(replica):  # the others, when they have caught up: see _place
+                    self._send(replica, Finish())
 
     def _mind_shortage(self, present: int, needed: int) -> None:
         """Ends the run when the open round has lacked replicas for too long."""
@@ -347,9 +349,7 @@ class _Step:
         for replica in roster:
             if replica not in self.state.leases:
                 self._admit(replica)
-        for replica in sorted(self.state.members):
-            if self._is_current(replica):
-                self._plan(replica)
+        self.progress()
 
     def _propose(self) -> None:
         """Puts the reported payloads to the vote, replicas in order of their names, fragments as they report them."""

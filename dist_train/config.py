@@ -310,12 +310,16 @@ class Config(_Section):
             else {"sparseloco": 1.0, "diloco": 0.7, "ddp": 1.0}[self.outer.method]
         )
 
-    def digest(self) -> str:
-        """SHA-256 (hex) of all that must be equal among the members: not where files, sockets and devices are."""
+    def shared(self) -> dict[str, Any]:
+        """All that must be equal among the members of a run, as JSON: not where files, sockets and devices are."""
         shared = self.model_dump(mode="json")
         del shared["run"]["directory"], shared["exchange"]["address"], shared["security"]
         shared["replica"] = sorted(replica["id"] for replica in shared["replica"])
-        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
+        return shared
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of `shared`."""
+        return hashlib.sha256(json.dumps(self.shared(), sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
         """The resolved config; `load` of it gives this config back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,13 @@ class RunDirectory:
     def payloads(self, member: str) -> Path:
         """`member`'s round log: each payload that it made or fetched, named by its SHA-256."""
         return self.path / "payloads" / member
+
+    def forget_progress(self) -> None:
+        """Deletes what a run has written down of its course, so that another can begin here; not its checkpoints."""
+        for path in (self.journal, self.metrics, self.facts):
+            for file in path.parent.glob(f"{path.name}*"):  # SQLite keeps -wal and -shm files beside its own
+                file.unlink()
+        shutil.rmtree(self.ledgers, ignore_errors=True)
 
 
 @contextmanager

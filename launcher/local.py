@@ -52,6 +52,8 @@ def launch(config: Config, directory: RunDirectory, view: View) -> int:
             view.say(_complete(config))
             view.say(_what_next(directory))
             return 0
+        if found is Standing.FALSE_START:
+            directory.forget_progress()
         write_atomically(directory.config, config.to_toml().encode())
         if found is Standing.RESUMED:
             view.say(f"resuming {config.run.name} after round {committed_rounds(directory)} of {config.rounds}")

@@ -22,6 +22,8 @@ class Standing(Enum):
     """What is left to do."""
 
     NEW = "new"
+    FALSE_START = "false start"
+    """Another config was tried here and nothing came of it: no round has left anything to lose."""
     RESUMED = "resumed"
     COMPLETE = "complete"
 
@@ -32,6 +34,8 @@ def standing(config: Config, directory: RunDirectory) -> Standing:
         return Standing.NEW
     kept = load(directory.config)
     if kept.digest() != config.digest():
+        if not directory.checkpoints.exists() and not committed_rounds(directory):
+            return Standing.FALSE_START
         keys = "; ".join(differences(kept, config)) or "made by another version of dist-train"
         raise ConfigError(
             f"{directory.path} keeps another run: {keys}. Give this one another run.directory, or remove that one"
@@ -60,11 +64,8 @@ def _is_complete(config: Config, directory: RunDirectory) -> bool:
 
 
 def _shared_keys(config: Config) -> Iterator[tuple[str, Any]]:
-    """What `Config.digest` covers, by dotted key: not where files, sockets and devices are."""
-    document = config.model_dump(mode="json")
-    del document["run"]["directory"], document["exchange"]["address"], document["security"]
-    document["replica"] = sorted(replica["id"] for replica in document["replica"])
-    for section, value in document.items():
+    """What `Config.digest` covers, by dotted key."""
+    for section, value in config.shared().items():
         if isinstance(value, dict):
             yield from ((f"{section}.{key}", inner) for key, inner in value.items())
         else:

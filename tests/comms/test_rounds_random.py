@@ -49,6 +49,7 @@ class Story:
             what, step = self._draw.choice(list(self._faults() if is_fault else self._progress()))
             self.told.append(what)
             step()
+        self.early = self.world.state.phase is Phase.FAILED
         self.told.append("everybody behaves")
         self.world.run_to_the_end()
         if self.world.state.phase is Phase.FAILED:

@@ -77,6 +77,8 @@ class Replica:
     """dead; follow: waits for the coordinator; work: trains; agree: has reported, waits; ended: the run is complete."""
     awake: bool = True
     connected: bool = False
+    joined: bool = False
+    """Whether the coordinator has heard the join of this stream; before that it says nothing."""
     applied: list[Manifest] = field(default_factory=list)
     """What theta was made of, round by round."""
     saved: list[Manifest] = field(default_factory=list)
@@ -173,7 +175,7 @@ class World:
 
     def _send(self, name: str, message: CoordinatorMessage) -> None:
         replica = self.replicas[name]
-        if not replica.connected:
+        if not (replica.connected and replica.joined):
             return
         if isinstance(message, Proposal | CommittedRound):
             assert replica.round >= message.round - 1, f"{name} is told of round {message.round} too early"
@@ -199,7 +201,7 @@ class World:
     def connect(self, name: str) -> None:
         """Opens a stream; it begins with the join, and the report that may have been lost with the stream before."""
         replica = self[name]
-        replica.connected = True
+        replica.connected, replica.joined = True, False
         opening: list[MemberMessage] = [replica.join]
         if replica.report is not None and replica.report.round > replica.round:
             opening.append(replica.report)
@@ -222,6 +224,7 @@ class World:
     def say(self, name: str) -> None:
         """The next message of a replica reaches the coordinator."""
         message = self[name].outbox.popleft()
+        self[name].joined |= isinstance(message, Join)
         if isinstance(message, Report):
             self.reported.setdefault(message.round, set()).add(name)
         self.feed(Alive(name) if isinstance(message, Heartbeat) else Heard(name, message))
@@ -288,7 +291,7 @@ class World:
             if self.now_s >= self.heartbeat_due_s:
                 self.heartbeat_due_s = self.now_s + HEARTBEAT_S
                 for replica in self.replicas.values():
-                    if replica.is_running and replica.awake and replica.connected:
+                    if replica.is_running and replica.awake and replica.connected and replica.joined:
                         self.feed(Alive(replica.name))
             if self.now_s == deadline_s:
                 self.feed(Ticked())
@@ -334,7 +337,7 @@ class World:
         for _ in range(steps):
             self.mend()
             self.act()
-            if not any(replica.is_running for replica in self.replicas.values()):
+            if self.state.phase is Phase.FAILED or all(replica.mode == "ended" for replica in self.replicas.values()):
                 return
             deadline_s = next_deadline_s(self.state, self.now_s)
             self.pass_time(min(HEARTBEAT_S, deadline_s - self.now_s))

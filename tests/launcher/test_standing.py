@@ -54,6 +54,7 @@ def test_it_is_complete_when_the_last_round_is_committed_and_kept(directory: Run
 
 
 def test_another_run_is_refused_naming_key_and_remedy(directory: RunDirectory) -> None:
+    commit(directory, 1)
     other = config(outer={"rounds": 3}, replica=[{"id": "a"}])
     with pytest.raises(ConfigError) as raised:
         standing(other, directory)
@@ -62,6 +63,17 @@ def test_another_run_is_refused_naming_key_and_remedy(directory: RunDirectory) -
     assert "replica is ['a', 'b'] there and ['a'] here" in message
     assert "run.directory" in message
     assert "\n" not in message
+
+
+def test_what_never_began_makes_room_for_another_config(directory: RunDirectory) -> None:
+    directory.journal.touch()
+    directory.ledger("a").parent.mkdir()
+    directory.ledger("a").touch()
+    assert standing(config(outer={"rounds": 3}), directory) is Standing.FALSE_START
+    directory.forget_progress()
+    assert not directory.journal.exists()
+    assert not directory.ledgers.exists()
+    assert directory.config.exists()
 
 
 def test_no_more_than_a_few_keys_are_named() -> None:
