@@ -68,6 +68,17 @@ class TransportSettings:
     outage_deadline_s: float
 
 
+@dataclass(frozen=True)
+class _Search:
+    """What `fetch` looks for payloads with."""
+
+    round: int
+    holders: tuple[Holder, ...]
+    committed: bool
+    patience_s: float
+    deadline_s: float
+
+
 class GrpcTransport:
     """A `Transport` over gRPC. Opens its server (route "direct") when it is made: see `address`."""
 
@@ -134,7 +145,9 @@ class GrpcTransport:
         for upload in uploads:
             upload.result()
 
-    def fetch(self, round_number: int, manifest: Manifest, holders: Sequence[Holder]) -> Iterator[Arrival]:
+    def fetch(
+        self, round_number: int, manifest: Manifest, holders: Sequence[Holder], *, committed: bool
+    ) -> Iterator[Arrival]:
         """Each payload of a manifest once, as they arrive; from this replica's store where it holds them."""
         arrivals = queue.Queue[Arrival]()
         wanted = defaultdict[str, list[Entry]](list)
@@ -144,10 +157,12 @@ class GrpcTransport:
                 wanted[entry.replica].append(entry)
             else:
                 arrivals.put(Arrival(entry, content))
-        deadline_s = time.monotonic() + 0.8 * self._settings.fetch_deadline_s  # before the coordinator gives us up
-        for owner, entries in wanted.items():
-            sources = self._sources(owner, holders)
-            self._start(self._fetch_from(sources, entries, round_number, deadline_s, arrivals))
+        settings = self._settings
+        # A proposal: before the coordinator gives us up.
+        patience_s = settings.outage_deadline_s if committed else 0.8 * settings.fetch_deadline_s
+        search = _Search(round_number, tuple(holders), committed, patience_s, time.monotonic() + patience_s)
+        for entries in wanted.values():
+            self._start(self._fetch_from(search, entries, arrivals))
         for _ in manifest:
             yield arrivals.get()
 
@@ -284,32 +299,25 @@ class GrpcTransport:
             else:
                 return
 
-    async def _fetch_from(
-        self,
-        sources: Sequence[Holder],
-        entries: Sequence[Entry],
-        round_number: int,
-        deadline_s: float,
-        arrivals: queue.Queue[Arrival],
-    ) -> None:
+    async def _fetch_from(self, search: _Search, entries: Sequence[Entry], arrivals: queue.Queue[Arrival]) -> None:
         """Fetches one owner's payloads one after the other: they share its upload link anyway."""
         for entry in entries:
             try:
-                content: bytes | Problem = await self._fetch(sources, entry, round_number, deadline_s)
+                content: bytes | Problem = await self._fetch(search, entry)
             except Exception as error:  # noqa: BLE001 - whatever it was, the thread that waits must hear of it
                 content = Problem(entry.digest, f"{entry.fragment} of {entry.replica}: {error!r}")
             arrivals.put(Arrival(entry, content))
 
-    async def _fetch(
-        self, sources: Sequence[Holder], entry: Entry, round_number: int, deadline_s: float
-    ) -> bytes | Problem:
+    async def _fetch(self, search: _Search, entry: Entry) -> bytes | Problem:
         """One payload, from the first source that gives it; a stream that broke goes on elsewhere where it stopped."""
         received = bytearray()
-        parcel = Parcel(entry.digest, entry.num_bytes, round_number, self._settings.replica, fragment=entry.fragment)
-        why = "nobody is known to hold it"
+        parcel = Parcel(entry.digest, entry.num_bytes, search.round, self._settings.replica, fragment=entry.fragment)
+        sources = self._sources(entry.replica, search.holders)
+        why = "nobody who is there holds it"
         while True:
+            gone = True
             for source in sources:
-                remaining_s = deadline_s - time.monotonic()
+                remaining_s = search.deadline_s - time.monotonic()
                 if remaining_s <= 0:
                     break
                 client = PayloadClient(self._channel(source.address), source.replica, self._ledger)
@@ -317,18 +325,31 @@ class GrpcTransport:
                     await client.get(parcel, received, remaining_s)
                 except grpc.aio.AioRpcError as error:
                     why = f"{source.replica} at {source.address}: {error.details() or error.code().name}"
+                    gone = gone and error.code() is grpc.StatusCode.NOT_FOUND
                 except CommsError as error:
                     why = str(error)
                 else:
                     payload = bytes(received)
                     self._store.put(payload)
                     return payload
-            if not sources or time.monotonic() + _RETRY_S >= deadline_s:
-                waited_s = 0.8 * self._settings.fetch_deadline_s
+            present = await self._present()
+            lost = gone and present is not None and entry.replica not in {holder.replica for holder in present}
+            if time.monotonic() + _RETRY_S >= search.deadline_s or (lost and not search.committed):
                 return Problem(
-                    entry.digest, f"no payload {entry.fragment} from replica {entry.replica} in {waited_s:g} s ({why})"
+                    entry.digest,
+                    f"no payload {entry.fragment} of replica {entry.replica} in {search.patience_s:g} s ({why})",
                 )
             await asyncio.sleep(_RETRY_S)
+            sources = sources if present is None else self._sources(entry.replica, present)
+
+    async def _present(self) -> tuple[Holder, ...] | None:
+        """Who serves payloads now, by the coordinator's word; None when it does not answer."""
+        try:
+            status = await self._coordinator().Status(pb.StatusRequest(), timeout=5.0)
+        except grpc.aio.AioRpcError:
+            return None
+        members = [member for member in status.members if member.address and member.state != "away"]
+        return tuple(Holder(wire.name(member.replica, "status.replica"), member.address) for member in members)
 
     def _sources(self, owner: str, holders: Sequence[Holder]) -> list[Holder]:
         """Who may have an owner's payloads: itself, then the others; under "relay" the coordinator alone."""

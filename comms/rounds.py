@@ -84,7 +84,7 @@ def next_deadline_s(state: RunState, now_s: float) -> float:
         moments.append(state.short_since_s + rules.gather_deadline_s)
     if state.phase is Phase.WORK and state.first_report_s is not None:
         moments.append(state.first_report_s + rules.publish_deadline_s)
-    if state.phase in (Phase.AGREE, Phase.ENDING):
+    if state.phase in (Phase.AGREE, Phase.ENDING) or (state.phase is Phase.WORK and state.set_aside):
         moments.append(state.since_s + rules.fetch_deadline_s)
     return min((moment for moment in moments if moment > now_s), default=math.inf)
 
@@ -207,7 +207,7 @@ class _Step:
         gathering = tuple(sorted({*self.state.members, *self.state.leases}))
         self._set(
             phase=Phase.GATHER, failure="", since_s=self.now_s, gathering=gathering, members={},
-            reports={}, first_report_s=None, manifest=(), acknowledged={}, short_since_s=None,
+            reports={}, set_aside={}, first_report_s=None, manifest=(), acknowledged={}, short_since_s=None,
         )  # fmt: skip
 
     # ---- where a member stands ----
@@ -294,6 +294,8 @@ class _Step:
                     self._propose()
                     return
         self._mind_shortage(self._present(), rules.min_replicas)
+        if self.state.set_aside and self._lacks_replicas() and self._elapsed(rules.fetch_deadline_s):
+            self._try_again()
 
     def _progress_agree(self) -> None:
         state, rules = self.state, self.state.rules
@@ -304,10 +306,9 @@ class _Step:
             awaited &= set(state.acknowledged)
         if awaited - set(state.acknowledged):
             return
-        self._mind_shortage(len(awaited), 1)
         if not awaited:
-            return
-        if any(state.acknowledged[replica] for replica in awaited):
+            self._mind_shortage(0, 1)
+        elif any(state.acknowledged[replica] for replica in awaited):
             self._settle_problems(awaited)
         else:
             self._commit()
@@ -340,7 +341,7 @@ class _Step:
             book = state.book
             for lease in state.leases.values():
                 book = book.give_back(lease) if book is not None else None
-            self._set(round=number, book=book, leases={}, reports={}, attempt=0)
+            self._set(round=number, book=book, leases={}, reports={}, set_aside={}, attempt=0)
         first_report_s = self.now_s if self.state.reports else None
         self._set(
             phase=Phase.WORK, since_s=self.now_s, opened_s=self.now_s, first_report_s=first_report_s,
@@ -364,6 +365,13 @@ class _Step:
         for replica in sorted(set(reports) & set(self.state.members)):
             if replica not in self.state.absent and self._is_current(replica):
                 self._send(replica, self._proposal())
+
+    def _try_again(self) -> None:
+        """Proposes once more what was refused: the round can't do without it, and a link may have come back."""
+        reports = {r: report for r, report in self.state.set_aside.items() if r in self.state.leases}
+        absent = {r: why for r, why in self.state.absent.items() if r not in reports}
+        self._set(reports={**reports, **self.state.reports}, absent=absent, set_aside={})
+        self._propose()
 
     def _propose_again(self) -> None:
         """After somebody was left out of a proposal."""
@@ -396,6 +404,7 @@ class _Step:
             if lacking:
                 self._stop_waiting_for(replica, f"could not get what the others got: {lacking[0].reason}")
         for replica in sorted(guilty):
+            self._set(set_aside={**self.state.set_aside, replica: state.reports[replica]})
             self._leave_out(replica, reasons[replica])
         if guilty:
             self._propose_again()
@@ -467,7 +476,9 @@ class _Step:
                 f"{majority[:12]}: its parameters are damaged; delete its checkpoints and start it again"
             ))  # fmt: skip
             self._leave_out(replica, "its parameters differ from the others'")
-            self._set(members=_without(self.state.members, replica))
+            self._set(
+                members=_without(self.state.members, replica), set_aside=_without(self.state.set_aside, replica)
+            )
         if self.state.phase is Phase.AGREE and any(entry.replica in damaged for entry in self.state.manifest):
             self._propose_again()
 

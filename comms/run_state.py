@@ -87,6 +87,8 @@ class RunState:
     acknowledged: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
     """Who is left out of the open round, and why."""
+    set_aside: Mapping[str, Report] = field(default_factory=dict)
+    """Reports of the open round whose payloads were refused; tried again should the round lack replicas."""
     committed: CommittedRound | None = None
     committed_reports: Mapping[str, Report] = field(default_factory=dict)
     committed_absent: Mapping[str, str] = field(default_factory=dict)

@@ -50,8 +50,14 @@ class Transport(Protocol):
         """Waits until everything published is where others can get it."""
         ...
 
-    def fetch(self, round_number: int, manifest: Manifest, holders: Sequence[Holder]) -> Iterator[Arrival]:
-        """Each payload of a manifest once, as they arrive, this replica's own among them."""
+    def fetch(
+        self, round_number: int, manifest: Manifest, holders: Sequence[Holder], *, committed: bool
+    ) -> Iterator[Arrival]:
+        """Each payload of a manifest once, as they arrive, this replica's own among them.
+
+        What is `committed` must be had: it is waited for through an outage. What is only proposed is given up soon
+        when nobody who is there has it.
+        """
         ...
 
     def history(self, after_round: int) -> list[CommittedRound]:

@@ -205,7 +205,8 @@ class Mail:
         """Gets what is not here yet; says what can't be had, or is not what its fragment allows."""
         wanted = tuple(entry for entry in manifest if entry.digest not in self._updates)
         problems = []
-        for arrival in self._replica.transport.fetch(source.round, wanted, source.holders):
+        committed = isinstance(source, CommittedRound)
+        for arrival in self._replica.transport.fetch(source.round, wanted, source.holders, committed=committed):
             content = arrival.content
             problem = content if isinstance(content, Problem) else self._open(arrival.entry, content)
             if problem is not None:
