@@ -1,1 +1,1 @@
-"""Measurements that anybody can repeat: each module is a command, `python -m benchmarks.NAME --help`."""
+"""Measurements: each prints what it measured, with seed, versions and commit; `--json` where others read it."""

@@ -35,6 +35,8 @@ COORDINATOR = "coordinator"
 """The coordinator's name in ledgers and as a holder of payloads."""
 
 _LINGER_S = 10.0
+_Stream = asyncio.Queue[pb.CoordinatorMessage | wire.WireError | None]
+"""What is to be said to one replica; None, or what it did wrong, ends the conversation."""
 _log = logging.getLogger(__name__)
 
 
@@ -46,11 +48,11 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         self._journal = journal
         self._ledger = ledger
         self._metrics = metrics
-        self._streams: dict[str, asyncio.Queue[pb.CoordinatorMessage | None]] = {}
+        self._streams: dict[str, _Stream] = {}
         self._changed = asyncio.Event()
         self._started_s = time.monotonic()
         self._last_summary: RoundSummary | None = None
-        self._last_written_round = 0
+        self._broken: Exception | None = None
         restored = journal.load(rules)
         self._state = restored or RunState(rules, since_s=time.monotonic())
         self._first_round = self._state.committed_round
@@ -64,13 +66,16 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         return self._state
 
     async def until_over(self) -> None:
-        """Feeds the machine with time until the run is over and everybody has been told."""
+        """Feeds the machine with time until the run is over and everybody has been told. Raises what broke it."""
         while self._state.phase not in (Phase.DONE, Phase.FAILED):
+            if self._broken is not None:
+                raise self._broken
             wait_s = next_deadline_s(self._state, time.monotonic()) - time.monotonic()
-            with suppress(TimeoutError):
+            try:
                 await asyncio.wait_for(self._changed.wait(), None if math.isinf(wait_s) else max(0.0, wait_s))
-            self._changed.clear()
-            self._feed(Ticked())
+            except TimeoutError:
+                self._feed(Ticked())
+            self._changed.clear()  # by what was fed here, too: or this would never wait
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
                 while self._streams:
@@ -78,6 +83,11 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
                     self._changed.clear()
         if self._state.phase is Phase.FAILED:
             raise RunFailed(self._state.failure)
+
+    def hang_up(self) -> None:
+        """Ends all conversations: gRPC's server would wait for the replicas to end them."""
+        for stream in self._streams.values():
+            stream.put_nowait(None)
 
     # ---- services ----
 
@@ -96,7 +106,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         except (wire.WireError, StopAsyncIteration, TimeoutError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error) or "no Join came")
         replica = join.replica
-        stream = asyncio.Queue[pb.CoordinatorMessage | None]()
+        stream = _Stream()
         if (earlier := self._streams.get(replica)) is not None:
             earlier.put_nowait(None)
         self._streams[replica] = stream
@@ -106,6 +116,8 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         listener = asyncio.create_task(self._listen(replica, stream, request_iterator))
         try:
             while (message := await stream.get()) is not None:
+                if isinstance(message, wire.WireError):
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(message))
                 self._ledger.control(peer=replica, direction="sent", num_bytes=message.ByteSize())
                 yield message
                 if message.WhichOneof("message") in ("refusal", "finish"):
@@ -116,12 +128,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
                 del self._streams[replica]
             self._changed.set()
 
-    async def _listen(
-        self,
-        replica: str,
-        stream: asyncio.Queue[pb.CoordinatorMessage | None],
-        requests: AsyncIterator[pb.MemberMessage],
-    ) -> None:
+    async def _listen(self, replica: str, stream: _Stream, requests: AsyncIterator[pb.MemberMessage]) -> None:
         """Feeds the machine with what a replica says, until its stream ends."""
         try:
             async for request in requests:
@@ -134,6 +141,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
                 self._feed(Alive(replica) if isinstance(message, Heartbeat) else Heard(replica, message))
         except wire.WireError as error:
             _log.warning("%s: %s; its conversation ends", replica, error)
+            stream.put_nowait(error)
         finally:
             stream.put_nowait(None)
 
@@ -194,6 +202,18 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
     # ---- the machine ----
 
     def _feed(self, event: Event) -> None:
+        """Lets the machine advance. What can't be written down, or was not foreseen, ends the run: see until_over."""
+        if self._broken is not None:
+            raise self._broken
+        try:
+            self._advance(event)
+        except Exception as error:
+            self._broken = error
+            raise
+        finally:
+            self._changed.set()
+
+    def _advance(self, event: Event) -> None:
         now_s = time.monotonic()
         before, (self._state, actions) = self._state, advance(self._state, event, now_s)
         committed = next((action.committed for action in actions if isinstance(action, Record)), None)
@@ -210,7 +230,6 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         for replica, reason in self._state.absent.items():
             if before.absent.get(replica) != reason:
                 _log.warning("round %d: goes on without %s: %s", self._state.round, replica, reason)
-        self._changed.set()
 
     def _write_metrics(self, summary: RoundSummary) -> None:
         self._last_summary = summary
@@ -234,18 +253,21 @@ async def coordinate(
     on_listening: Callable[[str], None],
 ) -> None:
     """Serves a run at `address` until it is over. RunFailed when it ends early; Unreachable when the port is in use."""
-    journal = Journal(journal_path)
     server = new_server()
+    bound = listen(server, address, security)  # first: who can't listen must not touch the journal
+    journal = Journal(journal_path)
+    coordinator = None
     try:
         coordinator = Coordinator(run, rules, journal, ledger, metrics)
         round_pb2_grpc.add_RoundsServicer_to_server(coordinator, server)
         if relay_store is not None:
             service = PayloadService(relay_store, ledger, accepts_puts=True)
             payload_pb2_grpc.add_PayloadsServicer_to_server(service, server)
-        bound = listen(server, address, security)
         await server.start()
         on_listening(bound)
         await coordinator.until_over()
     finally:
+        if coordinator is not None:
+            coordinator.hang_up()
         await server.stop(grace=1.0)
         journal.close()

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -53,6 +53,8 @@ Route = Literal["direct", "relay"]
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.25
+_GOODBYE_S = 1.0
+_Call = grpc.aio.StreamStreamCall[pb.MemberMessage, pb.CoordinatorMessage]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class GrpcTransport:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="transport", daemon=True)
         self._thread.start()
-        self._outbox: asyncio.Queue[MemberMessage] = asyncio.Queue()
+        self._outbox: asyncio.Queue[pb.MemberMessage | None] = asyncio.Queue()
         self._conversation: Future[None] | None = None
         self._server: grpc.aio.Server | None = None
         self.address = ""
@@ -111,16 +113,18 @@ class GrpcTransport:
 
     def join(self, join: Join) -> None:
         """Begins the conversation with the coordinator."""
+        wire.member_message_to_pb(join)  # what can't be said is the caller's mistake, and must be found here
         self._join = join
         self._conversation = self._start(self._converse())
 
     def send(self, message: MemberMessage) -> None:
         """Says something to the coordinator; kept and said again when the stream breaks."""
+        encoded = wire.member_message_to_pb(message)
         if isinstance(message, Report):
             self._report = message
         elif isinstance(message, Applied) and self._join is not None:
             self._join = replace(self._join, applied_round=message.round, theta_digest=message.theta_digest)
-        self._loop.call_soon_threadsafe(self._outbox.put_nowait, message)
+        self._loop.call_soon_threadsafe(self._outbox.put_nowait, encoded)
 
     def receive(self) -> CoordinatorMessage:
         """Waits for what the coordinator says next."""
@@ -198,50 +202,61 @@ class GrpcTransport:
 
     async def _converse(self) -> None:
         """Keeps a conversation with the coordinator going until the run is over or the coordinator is gone too long."""
-        last_heard_s = time.monotonic()
-        pause_s = _RETRY_S
+        try:
+            await self._converse_until_over()
+        except CommsError as error:
+            self._inbox.put(error)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the thread that waits must hear of it
+            self._inbox.put(CommsError(f"the conversation with the coordinator ended: {error!r}"))
+
+    async def _converse_until_over(self) -> None:
+        loop, outage_s = asyncio.get_running_loop(), self._settings.outage_deadline_s
+        gone_since_s, pause_s = loop.time(), _RETRY_S
         while not self._closing:
-            heard = False
+            connected = False
             try:
-                async for message in self._one_conversation():
-                    heard, last_heard_s, pause_s = True, time.monotonic(), _RETRY_S
-                    self._inbox.put(message)
-                    if isinstance(message, Refusal | Finish):
+                async with asyncio.timeout_at(gone_since_s + outage_s) as patience:
+                    call = self._coordinator().Attend()
+                    await call.wait_for_connection()
+                    connected = self._coordinator_channel().get_state() is grpc.ChannelConnectivity.READY
+                    patience.reschedule(None)
+                    if await self._attend(call):
                         return
+            except TimeoutError:
+                pass
             except grpc.aio.AioRpcError as error:
                 _log.debug("conversation broke: %s", error.details())
                 if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                    self._inbox.put(Refused(f"the coordinator does not understand this replica: {error.details()}"))
-                    return
-            except wire.WireError as error:
-                self._inbox.put(error)
-                return
-            outage_s = time.monotonic() - last_heard_s
-            if outage_s > self._settings.outage_deadline_s:
-                self._inbox.put(
-                    Unreachable(
-                        f"the coordinator at {self._settings.coordinator_address} has not answered for "
-                        f"{self._settings.outage_deadline_s:g} s. Is it up? Raise exchange.outage_deadline_s."
-                    )
+                    raise Refused(f"the coordinator does not understand this replica: {error.details()}") from None
+            if connected and not self._closing:
+                # However long it had nothing to say: until now it was there.
+                gone_since_s, pause_s = loop.time(), _RETRY_S
+                _log.warning("lost the coordinator; trying again for %g s", outage_s)
+            remaining_s = gone_since_s + outage_s - loop.time()
+            if remaining_s <= 0:
+                raise Unreachable(
+                    f"the coordinator at {self._settings.coordinator_address} has not answered for {outage_s:g} s. "
+                    "Is it up? Raise exchange.outage_deadline_s."
                 )
-                return
-            if heard:
-                _log.warning("lost the coordinator; trying again for %g s", self._settings.outage_deadline_s)
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - spreads reconnections
+            await asyncio.sleep(min(remaining_s, pause_s * random.uniform(0.5, 1.5)))  # noqa: S311 - spreads reconnections
             pause_s = min(2 * pause_s, 5.0)
 
-    async def _one_conversation(self) -> AsyncIterator[CoordinatorMessage]:
-        call = self._coordinator().Attend()
+    async def _attend(self, call: _Call) -> bool:
+        """One conversation, until its stream ends; True when nothing more is to be said."""
         talker = asyncio.create_task(self._talk(call))
         try:
-            while isinstance(message := await call.read(), pb.CoordinatorMessage):
-                self._ledger.control(peer=COORDINATOR, direction="received", num_bytes=message.ByteSize())
-                yield wire.coordinator_message_from_pb(message)
+            while isinstance(encoded := await call.read(), pb.CoordinatorMessage):
+                self._ledger.control(peer=COORDINATOR, direction="received", num_bytes=encoded.ByteSize())
+                message = wire.coordinator_message_from_pb(encoded)
+                self._inbox.put(message)
+                if isinstance(message, Refusal | Finish):
+                    return True
+            return False
         finally:
             talker.cancel()
             call.cancel()
 
-    async def _talk(self, call: grpc.aio.StreamStreamCall[pb.MemberMessage, pb.CoordinatorMessage]) -> None:
+    async def _talk(self, call: _Call) -> None:
         """Says who we are, what the coordinator may have missed, then whatever there is to say, and that we live."""
         if self._join is None:
             raise AssertionError("a conversation began before join")
@@ -250,19 +265,19 @@ class GrpcTransport:
             opening.append(self._report)
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             for message in opening:
-                await self._say(call, message)
-            while True:
-                try:
-                    async with asyncio.timeout(self._settings.heartbeat_s):
-                        message = await self._outbox.get()
-                except TimeoutError:
-                    message = Heartbeat()
-                await self._say(call, message)
+                await self._say(call, wire.member_message_to_pb(message))
+            while (encoded := await self._next_to_say()) is not None:
+                await self._say(call, encoded)
+            await call.done_writing()
 
-    async def _say(
-        self, call: grpc.aio.StreamStreamCall[pb.MemberMessage, pb.CoordinatorMessage], message: MemberMessage
-    ) -> None:
-        encoded = wire.member_message_to_pb(message)
+    async def _next_to_say(self) -> pb.MemberMessage | None:
+        try:
+            async with asyncio.timeout(self._settings.heartbeat_s):
+                return await self._outbox.get()
+        except TimeoutError:
+            return wire.member_message_to_pb(Heartbeat())
+
+    async def _say(self, call: _Call, encoded: pb.MemberMessage) -> None:
         self._ledger.control(peer=COORDINATOR, direction="sent", num_bytes=encoded.ByteSize())
         await call.write(encoded)
 
@@ -320,8 +335,8 @@ class GrpcTransport:
                 remaining_s = search.deadline_s - time.monotonic()
                 if remaining_s <= 0:
                     break
-                client = PayloadClient(self._channel(source.address), source.replica, self._ledger)
                 try:
+                    client = PayloadClient(self._channel(source.address), source.replica, self._ledger)
                     await client.get(parcel, received, remaining_s)
                 except grpc.aio.AioRpcError as error:
                     why = f"{source.replica} at {source.address}: {error.details() or error.code().name}"
@@ -359,7 +374,10 @@ class GrpcTransport:
         return [holder for holder in holders if holder.replica == owner] + others
 
     def _coordinator(self) -> round_pb2_grpc.RoundsAsyncStub:
-        return round_pb2_grpc.RoundsStub(self._channel(self._settings.coordinator_address))
+        return round_pb2_grpc.RoundsStub(self._coordinator_channel())
+
+    def _coordinator_channel(self) -> grpc.aio.Channel:
+        return self._channel(self._settings.coordinator_address)
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
@@ -368,15 +386,17 @@ class GrpcTransport:
 
     async def _shut_down(self) -> None:
         if self._conversation is not None and not self._conversation.done():
-            for _ in range(20):  # what was said last may still be in the outbox
-                if self._outbox.empty():
-                    break
-                await asyncio.sleep(0.05)
-            self._conversation.cancel()
+            self._outbox.put_nowait(None)  # after what was said last; the coordinator hears it, and hangs up
+            with suppress(TimeoutError, asyncio.CancelledError, CommsError):
+                await asyncio.wait_for(asyncio.wrap_future(self._conversation), _GOODBYE_S)
         for channel in self._channels.values():
             await channel.close()
         if self._server is not None:
-            await self._server.stop(grace=1.0)
+            await self._server.stop(grace=_GOODBYE_S)
+        unfinished = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
 
     def _start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -387,4 +407,5 @@ class GrpcTransport:
     def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5.0)
-        self._loop.close()
+        if not self._thread.is_alive():
+            self._loop.close()

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from comms.agreement import CommittedRound
 from comms.errors import JournalError
@@ -39,16 +40,19 @@ class Journal:
 
     def load(self, rules: RoundRules) -> RunState | None:
         """The state that was written last, under `rules`; None before the first."""
-        row = self._database.execute("SELECT json FROM state").fetchone()
-        if row is None:
+        try:
+            row = self._database.execute("SELECT json FROM state").fetchone()
+            state = None if row is None else _STATE.validate_json(row[0])
+        except (sqlite3.Error, ValidationError) as error:
+            raise JournalError(f"{self._path} cannot be read: {str(error).splitlines()[0]}") from error
+        if state is None:
             return None
-        state = _STATE.validate_json(row[0])
         if state.rules.config_digest != rules.config_digest:
             raise JournalError(
                 f"{self._path} belongs to a run with config {state.rules.config_digest[:12]}, not "
                 f"{rules.config_digest[:12]}: choose another run.directory"
             )
-        return state
+        return replace(state, rules=rules)
 
     def write(self, state: RunState, committed: CommittedRound | None = None) -> None:
         """Makes `state`, and the round that it has just committed, durable together."""

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Literal
 
 import grpc
 
@@ -24,15 +25,19 @@ MOST_PAYLOAD_BYTES = 64 * 2**30
 _KINDS: dict[str, Kind] = {"pseudo_gradient": "pseudo_gradient", "state_transfer": "state_transfer"}
 
 
-def stream_bytes(num_bytes: int) -> int:
-    """What a payload of `num_bytes` comes to in a ledger: its chunks as messages, with their headers."""
+def stream_bytes(num_bytes: int, call: Literal["get", "put"] = "get") -> int:
+    """What a payload of `num_bytes` comes to in a ledger: its chunks as messages of that call, with their headers."""
     full, rest = divmod(num_bytes, CHUNK_BYTES)
-    return full * _chunk_bytes(CHUNK_BYTES) + (_chunk_bytes(rest) if rest else 0)
+    chunks = [CHUNK_BYTES] * full + ([rest] if rest else [])
+    fields = {"get": 1, "put": 2}[call]  # Chunk{data}, or PutRequest{Chunk{data}}
+    return sum(MESSAGE_HEADER_BYTES + _message_bytes(chunk, fields) for chunk in chunks)
 
 
-def _chunk_bytes(num_bytes: int) -> int:
-    length_bytes = max(1, -(-num_bytes.bit_length() // 7))  # a protobuf varint
-    return MESSAGE_HEADER_BYTES + 1 + length_bytes + num_bytes
+def _message_bytes(num_bytes: int, fields: int) -> int:
+    """What `num_bytes` are as the only field of a protobuf message, that one as the only field of the next, …"""
+    for _ in range(fields):
+        num_bytes += 1 + max(1, -(-num_bytes.bit_length() // 7))  # the field's tag, and its length as a varint
+    return num_bytes
 
 
 def _chunks(payload: bytes, offset: int = 0) -> list[pb.Chunk]:
@@ -152,6 +157,7 @@ class PayloadClient:
                 received_bytes += chunk.ByteSize() + MESSAGE_HEADER_BYTES
                 received += chunk.data
                 if len(received) > parcel.num_bytes:
+                    received.clear()
                     raise wire.WireError(f"{self._peer} sends more than the announced {parcel.num_bytes} bytes")
         finally:
             if received_bytes:

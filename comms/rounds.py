@@ -121,7 +121,7 @@ class _Step:
             self._set(corpus_digest=join.corpus_digest, book=LeaseBook(join.tokens_per_epoch))
         member = Member(join.incarnation, join.address, join.applied_round, join.theta_digest, self.now_s)
         self._set(members={**self.state.members, replica: member})
-        if replica in self.state.leases:
+        if replica in self.state.reports or (replica in self.state.leases and self.state.phase is not Phase.AGREE):
             self._set(absent=_without(self.state.absent, replica))
         if join.applied_round and join.applied_round == self.state.committed_round:
             self._note_applied(replica, Applied(join.applied_round, join.theta_digest))
@@ -204,10 +204,14 @@ class _Step:
         """
         if self.state.phase is Phase.DONE:
             return
-        gathering = tuple(sorted({*self.state.members, *self.state.leases}))
+        state = self.state
+        gathering = {*state.members, *state.leases, *(state.gathering if state.phase is Phase.GATHER else ())}
+        if state.phase is Phase.GATHER and not state.gathering:
+            gathering = set()  # still everybody named in the config
         self._set(
-            phase=Phase.GATHER, failure="", since_s=self.now_s, gathering=gathering, members={},
-            reports={}, set_aside={}, first_report_s=None, manifest=(), acknowledged={}, short_since_s=None,
+            phase=Phase.GATHER, failure="", since_s=self.now_s, gathering=tuple(sorted(gathering)), members={},
+            reports={}, set_aside={}, first_report_s=None, manifest=(), acknowledged={}, absent={},
+            short_since_s=None,
         )  # fmt: skip
 
     # ---- where a member stands ----
@@ -293,8 +297,7 @@ class _Step:
                 if len(self.state.reports) >= rules.min_replicas:
                     self._propose()
                     return
-        self._mind_shortage(self._present(), rules.min_replicas)
-        if self.state.set_aside and self._lacks_replicas() and self._elapsed(rules.fetch_deadline_s):
+        if self._mind_shortage(self._present(), rules.min_replicas) and self.state.set_aside:
             self._try_again()
 
     def _progress_agree(self) -> None:
@@ -307,7 +310,8 @@ class _Step:
         if awaited - set(state.acknowledged):
             return
         if not awaited:
-            self._mind_shortage(0, 1)
+            if self._mind_shortage(0, 1) and set(state.reports) & self._living():
+                self._try_again()
         elif any(state.acknowledged[replica] for replica in awaited):
             self._settle_problems(awaited)
         else:
@@ -322,14 +326,17 @@ class _Step:
                 if self._is_current(replica):  # the others, when they have caught up: see _place
                     self._send(replica, Finish())
 
-    def _mind_shortage(self, present: int, needed: int) -> None:
-        """Ends the run when the open round has lacked replicas for too long."""
+    def _mind_shortage(self, present: int, needed: int) -> bool:
+        """Ends the run when the open round has lacked replicas for too long. True when it is time to try again."""
         if present >= needed:
             self._set(short_since_s=None)
-        elif self.state.short_since_s is None:
+            return False
+        if self.state.short_since_s is None:
             self._set(short_since_s=self.now_s)
         elif self.now_s >= self.state.short_since_s + self.state.rules.gather_deadline_s:
             self._fail(self._too_few(present))
+            return False
+        return self._elapsed(self.state.rules.fetch_deadline_s)
 
     # ---- moving ----
 
@@ -367,10 +374,12 @@ class _Step:
                 self._send(replica, self._proposal())
 
     def _try_again(self) -> None:
-        """Proposes once more what was refused: the round can't do without it, and a link may have come back."""
-        reports = {r: report for r, report in self.state.set_aside.items() if r in self.state.leases}
+        """Proposes to all once more, also what was refused: the round lacks replicas, a link may have come back."""
+        reports = {**self.state.set_aside, **self.state.reports}
+        if len(reports) < self.state.rules.min_replicas:
+            return
         absent = {r: why for r, why in self.state.absent.items() if r not in reports}
-        self._set(reports={**reports, **self.state.reports}, absent=absent, set_aside={})
+        self._set(reports=reports, absent=absent, set_aside={})
         self._propose()
 
     def _propose_again(self) -> None:
@@ -476,9 +485,7 @@ class _Step:
                 f"{majority[:12]}: its parameters are damaged; delete its checkpoints and start it again"
             ))  # fmt: skip
             self._leave_out(replica, "its parameters differ from the others'")
-            self._set(
-                members=_without(self.state.members, replica), set_aside=_without(self.state.set_aside, replica)
-            )
+            self._set(members=_without(self.state.members, replica), set_aside=_without(self.state.set_aside, replica))
         if self.state.phase is Phase.AGREE and any(entry.replica in damaged for entry in self.state.manifest):
             self._propose_again()
 

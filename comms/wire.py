@@ -187,8 +187,8 @@ def _report_from_pb(report: pb.Report) -> a.Report:
         a.Payload(name(p.fragment, "report.fragment"), digest(p.digest, "report.digest"), p.num_bytes)
         for p in _bounded(report.payloads, MOST_FRAGMENTS, "report.payloads")
     )
-    loss = _finite(report.loss, "report.loss")
-    return a.Report(report.round, payloads, report.tokens, loss, _figures(report.phase_s, "report.phase_s"))
+    # Any loss: the round goes on without a replica whose loss is not finite, and says so. See rounds._unusable.
+    return a.Report(report.round, payloads, report.tokens, report.loss, _figures(report.phase_s, "report.phase_s"))
 
 
 # ---- from the coordinator ----

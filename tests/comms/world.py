@@ -149,6 +149,8 @@ class World:
         """One event; what it answers is written down, then said, as the coordinator does."""
         before = self.state
         self.state, actions = advance(self.state, event, self.now_s)
+        if before.phase in (Phase.DONE, Phase.FAILED) and not isinstance(event, Restarted):
+            assert self.state.phase is before.phase, "what is over stays over"
         for action in actions:
             match action:
                 case Record(committed):

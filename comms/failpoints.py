@@ -1,0 +1,89 @@
+"""Named places at which a test can make a process fail: off unless DIST_TRAIN_FAILPOINTS says otherwise.
+
+    DIST_TRAIN_FAILPOINTS="before-publish@3=kill;mid-stream=stop"     POINT[@ROUND]=ACTION, separated by semicolons
+    DIST_TRAIN_FAILPOINTS_LOG=FILE                                   a line for each one that fired, before it acts
+
+Actions: `kill` (SIGKILL to this process), `stop` (SIGSTOP; somebody else continues it), `cut` (every connection of this
+process breaks), `full` (OSError: no space left on device). Each fires once. A test that injects a fault reads the log
+to be sure that it fired.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Action = Literal["kill", "stop", "cut", "full"]
+Point = Literal[
+    "before-publish",
+    "mid-stream",
+    "after-publish",
+    "before-acknowledge",
+    "between-commit-and-apply",
+    "during-catch-up",
+    "inside-checkpoint",
+    "coordinator-before-journal",
+    "coordinator-after-journal",
+]
+POINTS: tuple[Point, ...] = get_args(Point)
+_VARIABLE, _LOG_VARIABLE = "DIST_TRAIN_FAILPOINTS", "DIST_TRAIN_FAILPOINTS_LOG"
+
+
+@dataclass(frozen=True)
+class Failpoint:
+    """What is to happen where."""
+
+    point: Point
+    round: int | None
+    action: Action
+
+
+def parse(text: str) -> list[Failpoint]:
+    """The failpoints of an environment variable; ValueError names what does not exist."""
+    parsed = []
+    for item in filter(None, text.split(";")):
+        place, _, action = item.partition("=")
+        point, _, number = place.partition("@")
+        if point not in POINTS or action not in get_args(Action) or not (number.isdecimal() or not number):
+            raise ValueError(f"{_VARIABLE}: {item!r} is not POINT[@ROUND]=ACTION; points: {', '.join(POINTS)}")
+        parsed.append(Failpoint(point, int(number) if number else None, action))  # type: ignore[arg-type]
+    return parsed
+
+
+_armed: list[Failpoint] = parse(os.environ.get(_VARIABLE, ""))
+_cut: Callable[[], None] | None = None
+
+
+def on_cut(cut: Callable[[], None]) -> None:
+    """Says how this process breaks its connections."""
+    global _cut  # noqa: PLW0603 - one process, one network
+    _cut = cut
+
+
+def reach(point: Point, round_number: int) -> None:
+    """Marks a place in the code. Costs a look at an empty list when nothing is armed."""
+    for failpoint in _armed:
+        if failpoint.point == point and failpoint.round in (None, round_number):
+            _armed.remove(failpoint)
+            _fire(failpoint, round_number)
+            return
+
+
+def _fire(failpoint: Failpoint, round_number: int) -> None:
+    if log := os.environ.get(_LOG_VARIABLE):
+        with open(log, "a", encoding="utf-8") as file:  # noqa: PTH123
+            file.write(f"{failpoint.point} {round_number} {failpoint.action} {os.getpid()}\n")
+    match failpoint.action:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "cut":
+            if _cut is not None:
+                _cut()
+        case "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
