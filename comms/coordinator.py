@@ -26,7 +26,20 @@ from comms.journal import Journal
 from comms.ledger import Ledger
 from comms.payloads import PayloadService
 from comms.rounds import advance, next_deadline_s
-from comms.run_state import Alive, Event, Heard, Phase, Record, Restarted, RoundRules, RunState, Send, Summarise, Ticked
+from comms.run_state import (
+    Alive,
+    Event,
+    Gone,
+    Heard,
+    Phase,
+    Record,
+    Restarted,
+    RoundRules,
+    RunState,
+    Send,
+    Summarise,
+    Ticked,
+)
 from comms.store import PayloadStore
 from protos import payload_pb2_grpc, round_pb2_grpc
 from protos import round_pb2 as pb
@@ -72,7 +85,8 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
                 raise self._broken
             wait_s = next_deadline_s(self._state, time.monotonic()) - time.monotonic()
             try:
-                await asyncio.wait_for(self._changed.wait(), None if math.isinf(wait_s) else max(0.0, wait_s))
+                async with asyncio.timeout(None if math.isinf(wait_s) else max(0.0, wait_s)):
+                    await self._changed.wait()
             except TimeoutError:
                 self._feed(Ticked())
             self._changed.clear()  # by what was fed here, too: or this would never wait
@@ -126,7 +140,8 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
             listener.cancel()
             if self._streams.get(replica) is stream:
                 del self._streams[replica]
-            self._changed.set()
+                if self._broken is None:
+                    self._feed(Gone(replica))
 
     async def _listen(self, replica: str, stream: _Stream, requests: AsyncIterator[pb.MemberMessage]) -> None:
         """Feeds the machine with what a replica says, until its stream ends."""
@@ -192,7 +207,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         if silent_s > state.rules.liveness_deadline_s / 2:
             return "silent"
         if member.applied_round < state.committed_round:
-            return "catching-up"
+            return "applying" if member.planned_round > state.committed_round else "catching-up"
         if replica in state.acknowledged:
             return "acknowledged"
         if replica in state.reports:

@@ -50,6 +50,7 @@ from comms.run_state import (
     Action,
     Alive,
     Event,
+    Gone,
     Heard,
     Member,
     Phase,
@@ -108,6 +109,8 @@ class _Step:
                 self._HANDLERS[type(message)](self, replica, message)
             case Alive(replica) if replica in self.state.members:
                 self._hear(replica)
+            case Gone(replica) if replica in self.state.members:
+                self._set_member(replica, gone_since_s=self.now_s)
             case Restarted():
                 self._restart()
             case _:
@@ -405,12 +408,12 @@ class _Step:
         }
         nobody_is_content = all(state.acknowledged[replica] for replica in awaited)
         too_few = len(set(state.reports) - guilty) < state.rules.min_replicas
-        if complaints and (too_few or (nobody_is_content and not guilty)):
-            # The peers are divided. Whoever is refused most goes first; the rest may then agree.
+        divided = complaints and (too_few or (nobody_is_content and not guilty))
+        if divided:  # whoever is refused most goes first; the rest may then agree
             guilty = {max(complaints, key=lambda owner: (complaints[owner], owner))}
         for replica in sorted(awaited - guilty):
             lacking = [p for p in state.acknowledged[replica] if owners.get(p.digest) not in guilty]
-            if lacking:
+            if lacking and not divided:
                 self._stop_waiting_for(replica, f"could not get what the others got: {lacking[0].reason}")
         for replica in sorted(guilty):
             self._set(set_aside={**self.state.set_aside, replica: state.reports[replica]})
@@ -583,8 +586,9 @@ def _unusable(report: Report) -> str:
 
 
 def _silent_from_s(member: Member, rules: RoundRules) -> float:
-    """From when on a member counts as dead, if nothing more is heard of it."""
-    return member.last_heard_s + rules.liveness_deadline_s
+    """From when on a member counts as dead, if nothing more is heard of it, or its stream is not opened anew."""
+    silent_s = member.last_heard_s + rules.liveness_deadline_s
+    return silent_s if member.gone_since_s is None else min(silent_s, member.gone_since_s + rules.reconnect_deadline_s)
 
 
 def _without(mapping: Mapping[str, T], replica: str) -> dict[str, T]:

@@ -45,6 +45,7 @@ class RoundRules:
     publish_deadline_s: float
     fetch_deadline_s: float
     liveness_deadline_s: float
+    reconnect_deadline_s: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Member:
     last_heard_s: float
     planned_round: int = 0
     """The round of the last RoundPlan sent over the present stream."""
+    gone_since_s: float | None = None
+    """When its stream broke, unless it has come back."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,13 @@ class Alive:
 
 
 @dataclass(frozen=True)
+class Gone:
+    """A member's stream broke: its process has ended, or the network has a hiccup and it will be back at once."""
+
+    replica: str
+
+
+@dataclass(frozen=True)
 class Ticked:
     """Time has passed, perhaps beyond a deadline."""
 
@@ -135,7 +145,7 @@ class Restarted:
     """The coordinator has come back; `now_s` may have nothing to do with the times in the state."""
 
 
-Event = Heard | Alive | Ticked | Restarted
+Event = Heard | Alive | Gone | Ticked | Restarted
 
 
 @dataclass(frozen=True)

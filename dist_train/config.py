@@ -205,6 +205,8 @@ class ExchangeConfig(_Section):
     """A replica says that it lives this often."""
     liveness_deadline_s: Seconds = 15.0
     """A replica silent for so long is taken for dead."""
+    reconnect_deadline_s: Seconds = 5.0
+    """A replica whose connection broke is taken for dead after so long, unless it is back."""
     outage_deadline_s: Seconds = 120.0
     """How long a replica tries to reach a coordinator that is gone."""
 
@@ -213,6 +215,11 @@ class ExchangeConfig(_Section):
         if self.heartbeat_s * 2 >= self.liveness_deadline_s:
             raise ValueError(
                 f"heartbeat_s = {self.heartbeat_s:g} must be less than half of "
+                f"liveness_deadline_s = {self.liveness_deadline_s:g}"
+            )
+        if self.reconnect_deadline_s > self.liveness_deadline_s:
+            raise ValueError(
+                f"reconnect_deadline_s = {self.reconnect_deadline_s:g} must not be above "
                 f"liveness_deadline_s = {self.liveness_deadline_s:g}"
             )
         if self.liveness_deadline_s > self.gather_deadline_s:

@@ -26,6 +26,7 @@ def run_coordinator(config: Config, directory: RunDirectory, on_listening: Calla
         publish_deadline_s=exchange.publish_deadline_s,
         fetch_deadline_s=exchange.fetch_deadline_s,
         liveness_deadline_s=exchange.liveness_deadline_s,
+        reconnect_deadline_s=exchange.reconnect_deadline_s,
     )
     with Ledger(directory.ledger(COORDINATOR), COORDINATOR) as ledger:
         asyncio.run(

@@ -780,7 +780,7 @@ class MemberStatus(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     state: _builtins.str
-    """working, reported, acknowledged, catching-up, observing, silent or away."""
+    """working, reported, acknowledged, applying, catching-up, observing, silent or away."""
     applied_round: _builtins.int
     address: _builtins.str
     def __init__(
