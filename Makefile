@@ -6,17 +6,20 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format protos bench clean
+.PHONY: help demo test test-faults check format protos bench clean
 
 help:  ## Show this list.
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 demo: $(VENV)/.run  ## Train three replicas on this machine (a few minutes) and show what they sent.
 	$(BIN)/dist-train launch examples/demo.toml
 	$(BIN)/dist-train report runs/demo
 
 test: $(VENV)/.dev  ## Run the tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full_matrix" $(PYTEST_ARGS)
+
+test-faults: $(VENV)/.dev  ## Run every fault at every point of a round (about ten minutes).
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 check: $(VENV)/.dev  ## Formatting, lint, types, import rules.
 	$(BIN)/ruff format --check .

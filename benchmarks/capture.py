@@ -10,7 +10,6 @@ FRAGMENT/PARAMETER, in the parameter's own shape; the settings stand in the file
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,21 +60,21 @@ def read(folder: Path) -> list[Captured]:
     return [_read_file(path) for path in sorted(folder.glob("round-*.replica-*.safetensors"))]
 
 
-def capture(folder: Path, config: Config, first_kept: int) -> Iterator[str]:
-    """Runs `config`, writes a_r of the rounds from `first_kept` on to `folder`; yields a line for each round."""
+def capture(folder: Path, config: Config, kept: range) -> Iterator[str]:
+    """Runs `config` up to the last of the `kept` rounds, writes their a_r to `folder`; yields a line for each round."""
     folder.mkdir(parents=True, exist_ok=True)
     corpus = open_corpus(config.data, vocab_size=config.model.vocab_size, seed=config.run.seed, directory=folder)
     stream, book = Stream(corpus, config.run.seed), LeaseBook(corpus.tokens_per_epoch)
     members = [_member(config) for _ in config.replica]
     round_tokens = config.inner.batch_tokens * config.inner.steps
-    for number in range(1, config.outer.rounds + 1):
+    for number in range(1, kept.stop):
         started_s, losses = time.monotonic(), list[float]()
         for member in members:
             book, lease = book.grant(round_tokens)
             for batch in batches_of(stream, lease, config.inner.steps):
                 losses.append(member.inner.accumulate(batch))
                 member.inner.step()
-        _exchange(members, number, folder if number >= first_kept else None, config)
+        _exchange(members, number, folder if number in kept else None, config)
         mean = sum(losses) / len(losses)
         yield f"round {number}: training loss {mean:.4f}, {time.monotonic() - started_s:.1f} s"
 
@@ -123,7 +122,7 @@ def settings(arguments: argparse.Namespace) -> Config:
             "model": {"hidden_size": a.hidden_size, "layers": a.layers, "heads": max(1, a.hidden_size // 64)},
             "data": {"sequence_tokens": 256, "validation_tokens": 256},
             "inner": {"lr": a.lr, "steps": a.steps, "batch_tokens": a.batch_tokens, "warmup_steps": a.steps},
-            "outer": {"rounds": a.rounds},
+            "outer": {"rounds": a.schedule_rounds},
             "sparseloco": {"k": a.k, "value_bits": a.value_bits},
             "replica": [{"id": str(replica)} for replica in range(a.replicas)],
         }
@@ -138,8 +137,11 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--steps", type=int, default=15, help="H, inner steps in a round (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=8, help="last round that is run, and written (default %(default)s)")
     parser.add_argument("--first-kept", type=int, default=5, help="first round written (default %(default)s)")
+    parser.add_argument(
+        "--schedule-rounds", type=int, default=40, help="where the learning rate's cosine ends (default %(default)s)"
+    )
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--k", type=int, default=64)
@@ -153,7 +155,7 @@ def main() -> None:
     arguments = arguments_parser().parse_args()
     config = settings(arguments)
     print(f"seed {arguments.seed}, {torch.get_num_threads()} threads; writing to {arguments.folder}", flush=True)
-    for line in capture(arguments.folder, config, arguments.first_kept):
+    for line in capture(arguments.folder, config, range(arguments.first_kept, arguments.rounds + 1)):
         print(line, flush=True)
 
 

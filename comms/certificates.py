@@ -1,7 +1,7 @@
 """A private certificate authority for one run: who a member is, is what its certificate says.
 
     DIR/ca.pem, ca.key           the authority; its key signs members and is needed nowhere else
-    DIR/<member>.pem, .key       one of each for the coordinator and for every replica
+    DIR/<member>.pem, .key       one of each for the coordinator, for every replica, and for the operator
     DIR/run.token                a secret that every member must know to join, beside its certificate
 
 A member's name stands in its certificate as the DNS name `<member>.dist-train.internal`; peers are known by it, not by
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,9 +26,12 @@ from comms.errors import CommsError
 
 DOMAIN = "dist-train.internal"
 AUTHORITY = "ca"
+OPERATOR = "operator"
+"""The name in the certificate of the person who may stop the run."""
 TOKEN_FILE = "run.token"
 _CLOCK_SKEW = datetime.timedelta(hours=1)
 _AUTHORITY_DAYS = 3650
+_MEMBER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 class CertificateError(CommsError):
@@ -44,7 +48,7 @@ def member_name(name: str) -> str | None:
     return name.removesuffix(f".{DOMAIN}") if name.endswith(f".{DOMAIN}") else None
 
 
-def issue(directory: Path, members: Iterable[str], days: int) -> list[str]:
+def issue(directory: Path, members: Iterable[str], days: int, now: datetime.datetime | None = None) -> list[str]:
     """Makes the authority and the token where they are missing, and a new certificate for each of `members`.
 
     Returns the names of the files that were written. Issuing again renews: running members take the new files up
@@ -52,26 +56,30 @@ def issue(directory: Path, members: Iterable[str], days: int) -> list[str]:
     """
     if days < 1:
         raise CertificateError(f"a certificate for {days} days is none; give at least 1")
+    members = list(members)
+    if unfit := [member for member in members if not _MEMBER.fullmatch(member) or member == AUTHORITY]:
+        raise CertificateError(f"{unfit[0]!r} can be no member's name: use letters, digits, '-', '_' and '.'")
+    now = now or datetime.datetime.now(datetime.UTC)
     directory.mkdir(parents=True, exist_ok=True)
     written = list[str]()
     if not (directory / f"{AUTHORITY}.pem").exists():
-        _make_authority(directory)
+        _make_authority(directory, now)
         written += [f"{AUTHORITY}.pem", f"{AUTHORITY}.key"]
     if not (directory / TOKEN_FILE).exists():
         _write(directory / TOKEN_FILE, f"{secrets.token_hex(32)}\n".encode(), private=True)
         written.append(TOKEN_FILE)
     authority, key = _load_authority(directory)
     for member in members:
-        _issue_one(directory, member, days, authority, key)
+        _write_pair(directory, member, *_new_member(member, days, authority, key, now))
         written += [f"{member}.pem", f"{member}.key"]
     return written
 
 
-def _make_authority(directory: Path) -> None:
+def _make_authority(directory: Path, now: datetime.datetime) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"dist-train authority {secrets.token_hex(4)}")])
     certificate = (
-        _builder(name, name, key.public_key(), _AUTHORITY_DAYS)
+        _builder(name, name, key.public_key(), _AUTHORITY_DAYS, now)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
@@ -79,27 +87,30 @@ def _make_authority(directory: Path) -> None:
     _write_pair(directory, AUTHORITY, certificate, key)
 
 
-def _issue_one(
-    directory: Path, member: str, days: int, authority: x509.Certificate, authority_key: ec.EllipticCurvePrivateKey
-) -> None:
+def _new_member(
+    member: str,
+    days: int,
+    authority: x509.Certificate,
+    authority_key: ec.EllipticCurvePrivateKey,
+    now: datetime.datetime,
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, member)])
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     certificate = (
-        _builder(name, authority.subject, key.public_key(), days)
+        _builder(name, authority.subject, key.public_key(), days, now)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(dns_name(member))]), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
-    _write_pair(directory, member, certificate, key)
+    return certificate, key
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int, now: datetime.datetime
 ) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

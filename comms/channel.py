@@ -1,19 +1,31 @@
 """gRPC channels and servers as all of our peers open them: the same limits and the same keepalive on both sides.
 
-Plain text stays on this machine unless the config says otherwise (`require_permission`).
+Every one is opened with a `Security`. Plain text stays on this machine unless the config says otherwise; under TLS a
+peer is known by the name in its certificate, wherever it is, and both ends take renewed certificates up as they come.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import resource
 from collections.abc import Sequence
-from typing import Literal
 
 import grpc
 
+from comms.certificates import dns_name
+from comms.credentials import KeyFiles, Keys, channel_credentials, read_keys, server_credentials
 from comms.errors import CommsError, Unreachable
+from comms.security import Loopback, Security, Tls
 
 MOST_MESSAGE_BYTES = 4 * 2**20
+HANDSHAKE_DEADLINE_S = 10.0
+"""Whoever connects and has not shaken hands by then is hung up on."""
+MOST_CONNECTIONS = 8192
+"""Most that a server holds open, strangers' included; fewer where the system allows fewer open files."""
+MOST_CALLS = 4096
+"""Most calls that a server answers at once; the conversation of a replica is one."""
+MOST_CALLS_A_CONNECTION = 256
+"""More are kept waiting at the caller's end."""
 _KEEPALIVE_MS = 20_000
 _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_send_message_length", MOST_MESSAGE_BYTES),
@@ -34,12 +46,12 @@ _CHANNEL_OPTIONS = (
 )
 _SERVER_OPTIONS = (
     *_OPTIONS,
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+    ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
     # Without this, a second server on a port in use would silently take half of its connections.
     ("grpc.so_reuseport", 0),
+    ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_DEADLINE_S)),
+    ("grpc.max_concurrent_streams", MOST_CALLS_A_CONNECTION),
 )
-
-SecurityMode = Literal["loopback", "insecure"]
 
 
 class InsecureAddress(CommsError):  # noqa: N818 - what is wrong with it
@@ -64,33 +76,97 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def require_permission(address: str, mode: SecurityMode) -> None:
+def require_permission(address: str, security: Security) -> None:
     """InsecureAddress when plain text to or from `address` would leave this machine unasked."""
     host, _ = host_and_port(address)
-    if mode == "loopback" and not is_loopback(host):
+    if isinstance(security, Loopback) and not is_loopback(host):
         raise InsecureAddress(
-            f"{address} is not on this machine, and the run has no encryption: "
-            'use a loopback address, or say security.mode = "insecure" on a network that you trust'
+            f"{address} is not on this machine, and the run has no encryption: use a loopback address, "
+            'security.mode = "tls" (see dist-train certs), or say "insecure" on a network that you trust'
         )
 
 
-def open_channel(address: str, mode: SecurityMode) -> grpc.aio.Channel:
-    """A channel to `address`, for the event loop that runs now."""
-    require_permission(address, mode)
-    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+def open_channel(address: str, peer: str, security: Security) -> grpc.aio.Channel:
+    """A channel to the member `peer` at `address`, for the event loop that runs now."""
+    require_permission(address, security)
+    keys = read_keys(security.certificates, security.member) if isinstance(security, Tls) else None
+    return _open(address, peer, keys)
+
+
+def open_blocking_channel(address: str, peer: str, security: Security) -> grpc.Channel:
+    """The same, for callers without an event loop."""
+    require_permission(address, security)
+    if not isinstance(security, Tls):
+        return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    keys = read_keys(security.certificates, security.member)
+    return grpc.secure_channel(address, channel_credentials(keys), options=_options_for(peer))
+
+
+def _open(address: str, peer: str, keys: Keys | None) -> grpc.aio.Channel:
+    if keys is None:
+        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address, channel_credentials(keys), options=_options_for(peer))
+
+
+def _options_for(peer: str) -> Sequence[tuple[str, int | str]]:
+    return (*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", dns_name(peer)))
+
+
+class Channels:
+    """One member's channels to its peers: opened when they are first needed, and anew after it got new certificates.
+
+    What is under way on an old channel goes on there; channels are closed together, at the end.
+    """
+
+    def __init__(self, security: Security) -> None:
+        """CertificateError when the member's files are not usable."""
+        self._security = security
+        self._files = KeyFiles(security.certificates, security.member) if isinstance(security, Tls) else None
+        self._open: dict[tuple[str, str], grpc.aio.Channel] = {}
+        self._retired: list[grpc.aio.Channel] = []
+
+    def to(self, peer: str, address: str) -> grpc.aio.Channel:
+        """The channel to `peer` at `address`. InsecureAddress when plain text may not go there."""
+        if self._files is not None and self._files.renewed() is not None:
+            self._retired += self._open.values()
+            self._open.clear()
+        if (peer, address) not in self._open:
+            require_permission(address, self._security)
+            self._open[peer, address] = _open(address, peer, None if self._files is None else self._files.keys)
+        return self._open[peer, address]
+
+    async def close(self) -> None:
+        """Ends all calls."""
+        for channel in (*self._open.values(), *self._retired):
+            await channel.close()
 
 
 def new_server() -> grpc.aio.Server:
     """A server for the event loop that runs now, still without services and port."""
-    return grpc.aio.server(options=_SERVER_OPTIONS)
+    connections = min(MOST_CONNECTIONS, _raise_file_limit() // 2)
+    options = (*_SERVER_OPTIONS, ("grpc.max_allowed_incoming_connections", connections))
+    return grpc.aio.server(options=options, maximum_concurrent_rpcs=MOST_CALLS)
 
 
-def listen(server: grpc.aio.Server, address: str, mode: SecurityMode) -> str:
+def _raise_file_limit() -> int:
+    """Lets this process open as many files as the system allows; how many. A stranger's connection is one of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * MOST_CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, 4 * MOST_CONNECTIONS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
+def listen(server: grpc.aio.Server, address: str, security: Security) -> str:
     """Lets `server` listen at `address` (port 0: any free one) and returns the address with its port."""
-    require_permission(address, mode)
+    require_permission(address, security)
     host, _ = host_and_port(address)
     try:
-        port = server.add_insecure_port(address)
+        if isinstance(security, Tls):
+            files = KeyFiles(security.certificates, security.member)
+            port = server.add_secure_port(address, server_credentials(files))
+        else:
+            port = server.add_insecure_port(address)
     except RuntimeError:
         port = 0
     if not port:

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import grpc
 
-from comms import wire
+from comms import failpoints, wire
 from comms.agreement import CommittedRound, Heartbeat, Holder, Join, RoundSummary
-from comms.channel import SecurityMode, listen, new_server
-from comms.errors import RunFailed
+from comms.caller import refuse, require_name, require_operator
+from comms.channel import listen, new_server
+from comms.errors import AccessError, RunFailed
+from comms.join_token import Doorkeeper
 from comms.journal import Journal
 from comms.ledger import Ledger
 from comms.payloads import PayloadService
@@ -37,10 +39,14 @@ from comms.run_state import (
     RoundRules,
     RunState,
     Send,
+    Slept,
+    Stopped,
     Summarise,
     Ticked,
 )
+from comms.security import Security, Tls
 from comms.store import PayloadStore
+from comms.uploads import Uploads
 from protos import payload_pb2_grpc, round_pb2_grpc
 from protos import round_pb2 as pb
 
@@ -48,6 +54,9 @@ COORDINATOR = "coordinator"
 """The coordinator's name in ledgers and as a holder of payloads."""
 
 _LINGER_S = 10.0
+_TICK_S = 1.0
+_ASLEEP_S = 3.0
+"""More than this between two ticks: the process was stopped, or the machine slept. The silence was ours."""
 _Stream = asyncio.Queue[pb.CoordinatorMessage | wire.WireError | None]
 """What is to be said to one replica; None, or what it did wrong, ends the conversation."""
 _log = logging.getLogger(__name__)
@@ -56,8 +65,18 @@ _log = logging.getLogger(__name__)
 class Coordinator(round_pb2_grpc.RoundsServicer):
     """Serves one run."""
 
-    def __init__(self, run: str, rules: RoundRules, journal: Journal, ledger: Ledger, metrics: Path) -> None:
+    def __init__(
+        self,
+        run: str,
+        rules: RoundRules,
+        journal: Journal,
+        ledger: Ledger,
+        metrics: Path,
+        *,
+        doorkeeper: Doorkeeper | None = None,
+    ) -> None:
         self._run = run
+        self._doorkeeper = doorkeeper
         self._journal = journal
         self._ledger = ledger
         self._metrics = metrics
@@ -66,6 +85,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         self._started_s = time.monotonic()
         self._last_summary: RoundSummary | None = None
         self._broken: Exception | None = None
+        self._awake_s = time.monotonic()
         restored = journal.load(rules)
         self._state = restored or RunState(rules, since_s=time.monotonic())
         self._first_round = self._state.committed_round
@@ -85,7 +105,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
                 raise self._broken
             wait_s = next_deadline_s(self._state, time.monotonic()) - time.monotonic()
             try:
-                async with asyncio.timeout(None if math.isinf(wait_s) else max(0.0, wait_s)):
+                async with asyncio.timeout(min(max(0.0, wait_s), _TICK_S)):
                     await self._changed.wait()
             except TimeoutError:
                 self._feed(Ticked())
@@ -117,8 +137,12 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
             join = wire.member_message_from_pb(first)
             if not isinstance(join, Join):
                 raise wire.WireError("a conversation begins with a Join")
+            self._admit(join, first.join, context)
         except (wire.WireError, StopAsyncIteration, TimeoutError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error) or "no Join came")
+        except AccessError as error:
+            _log.warning("%s is not let in: %s", context.peer(), error)
+            await refuse(context, error)
         replica = join.replica
         stream = _Stream()
         if (earlier := self._streams.get(replica)) is not None:
@@ -142,6 +166,17 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
                 del self._streams[replica]
                 if self._broken is None:
                     self._feed(Gone(replica))
+
+    def _admit(
+        self,
+        join: Join,
+        message: pb.Join,
+        context: grpc.aio.ServicerContext[pb.MemberMessage, pb.CoordinatorMessage],
+    ) -> None:
+        """AccessError when whoever joins is not who it says it is, or does not know the token."""
+        require_name(context, join.replica)
+        if self._doorkeeper is not None:
+            self._doorkeeper.admit(join.replica, message.incarnation, message.proof, message.proved_at_s)
 
     async def _listen(self, replica: str, stream: _Stream, requests: AsyncIterator[pb.MemberMessage]) -> None:
         """Feeds the machine with what a replica says, until its stream ends."""
@@ -199,6 +234,20 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
             rounds_since_start=state.committed_round - self._first_round,
         )
 
+    async def Stop(
+        self, request: pb.StopRequest, context: grpc.aio.ServicerContext[pb.StopRequest, pb.StopReply]
+    ) -> pb.StopReply:
+        """Ends the run for everybody, by the operator's word."""
+        try:
+            require_operator(context)
+        except AccessError as error:
+            _log.warning("%s may not stop the run: %s", context.peer(), error)
+            await refuse(context, error)
+        reason = wire.text(request.reason)
+        _log.warning("stopped by the operator: %s", reason)
+        self._feed(Stopped(reason))
+        return pb.StopReply()
+
     def _member_state(self, replica: str) -> str:
         state, member = self._state, self._state.members[replica]
         silent_s = time.monotonic() - member.last_heard_s
@@ -220,7 +269,12 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         """Lets the machine advance. What can't be written down, or was not foreseen, ends the run: see until_over."""
         if self._broken is not None:
             raise self._broken
+        now_s = time.monotonic()
+        asleep_s, self._awake_s = now_s - self._awake_s, now_s
         try:
+            if asleep_s > _ASLEEP_S:
+                _log.warning("stood still for %.1f s", asleep_s)
+                self._advance(Slept(asleep_s))
             self._advance(event)
         except Exception as error:
             self._broken = error
@@ -238,7 +292,11 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         if committed is not None:
             _log.info("round %d: committed with %s", committed.round, ", ".join(committed.contributors))
         if isinstance(event, Heard | Restarted) or actions or self._state.phase is not before.phase:
+            if committed is not None:
+                failpoints.reach("coordinator-before-journal", committed.round)
             self._journal.write(self._state, committed)
+            if committed is not None:
+                failpoints.reach("coordinator-after-journal", committed.round)
         for action in actions:
             if isinstance(action, Send) and (stream := self._streams.get(action.replica)) is not None:
                 stream.put_nowait(wire.coordinator_message_to_pb(action.message))
@@ -260,7 +318,7 @@ async def coordinate(
     run: str,
     rules: RoundRules,
     address: str,
-    security: SecurityMode,
+    security: Security,
     journal_path: Path,
     ledger: Ledger,
     metrics: Path,
@@ -273,10 +331,12 @@ async def coordinate(
     journal = Journal(journal_path)
     coordinator = None
     try:
-        coordinator = Coordinator(run, rules, journal, ledger, metrics)
+        doorkeeper = Doorkeeper(run, security.token) if isinstance(security, Tls) else None
+        coordinator = Coordinator(run, rules, journal, ledger, metrics, doorkeeper=doorkeeper)
         round_pb2_grpc.add_RoundsServicer_to_server(coordinator, server)
         if relay_store is not None:
-            service = PayloadService(relay_store, ledger, accepts_puts=True)
+            uploads = Uploads(rules.replicas, rules.most_payload_bytes, lambda: coordinator.state.committed_round + 1)
+            service = PayloadService(relay_store, ledger, uploads)
             payload_pb2_grpc.add_PayloadsServicer_to_server(service, server)
         await server.start()
         on_listening(bound)

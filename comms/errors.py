@@ -5,7 +5,16 @@
     ├── Unreachable      nobody answers at an address
     ├── DeadlineError    a wait came to its bound; names the peer, the phase and the config key
     ├── RunFailed        the run ended early, for everybody
-    └── JournalError     the coordinator's journal belongs to another run, or cannot be written
+    ├── JournalError     the coordinator's journal belongs to another run, or cannot be written
+    └── AccessError      a caller asks for more than it may; it is told the error's name
+        ├── WrongName        its certificate is another member's
+        ├── NotTheOperator   only the operator may do this
+        ├── BadProof         it does not know the join token, or shows an old proof
+        ├── StaleRound       its payload is of a round that is not open
+        ├── TooLarge         its payloads are larger than this run takes
+        ├── TooSlow          its stream crawls
+        ├── Busy             it does too much at once
+        └── WrongDigest      its payload is not what its digest says
 
 Each message is one line for a person: what, the rule, the remedy.
 """
@@ -41,3 +50,39 @@ class RunFailed(CommsError):  # noqa: N818
 
 class JournalError(CommsError):
     """The coordinator's journal cannot be used."""
+
+
+class AccessError(CommsError):
+    """A caller asks for more than it may. Where it is refused over the network it is told the name of the kind."""
+
+
+class WrongName(AccessError):  # noqa: N818
+    """The caller's certificate does not say what the caller says of itself."""
+
+
+class NotTheOperator(AccessError):  # noqa: N818
+    """Only the operator of a run may do this."""
+
+
+class BadProof(AccessError):  # noqa: N818
+    """The caller has not shown that it knows the join token now."""
+
+
+class StaleRound(AccessError):  # noqa: N818
+    """A payload is of a round that is not open."""
+
+
+class TooLarge(AccessError):  # noqa: N818
+    """A payload, or all of a replica's payloads of a round together, are more than the run takes."""
+
+
+class TooSlow(AccessError):  # noqa: N818
+    """A stream moves so slowly that it only holds on to memory."""
+
+
+class Busy(AccessError):  # noqa: N818
+    """The caller does more at once than one caller may; later it can be had."""
+
+
+class WrongDigest(AccessError):  # noqa: N818
+    """A payload is not what its digest says."""

@@ -13,8 +13,11 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable
+import socket
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 Action = Literal["kill", "stop", "cut", "full"]
@@ -55,13 +58,6 @@ def parse(text: str) -> list[Failpoint]:
 
 
 _armed: list[Failpoint] = parse(os.environ.get(_VARIABLE, ""))
-_cut: Callable[[], None] | None = None
-
-
-def on_cut(cut: Callable[[], None]) -> None:
-    """Says how this process breaks its connections."""
-    global _cut  # noqa: PLW0603 - one process, one network
-    _cut = cut
 
 
 def reach(point: Point, round_number: int) -> None:
@@ -83,7 +79,17 @@ def _fire(failpoint: Failpoint, round_number: int) -> None:
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         case "cut":
-            if _cut is not None:
-                _cut()
+            _cut_connections()
         case "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _cut_connections() -> None:
+    """Ends every TCP connection of this process, both directions; what listens goes on listening."""
+    for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                with socket.socket(fileno=os.dup(descriptor)) as connection:
+                    if connection.family in (socket.AF_INET, socket.AF_INET6):
+                        connection.getpeername()
+                        connection.shutdown(socket.SHUT_RDWR)

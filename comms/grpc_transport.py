@@ -39,11 +39,13 @@ from comms.agreement import (
     Refusal,
     Report,
 )
-from comms.channel import SecurityMode, host_and_port, is_loopback, listen, new_server, open_channel
+from comms.channel import Channels, host_and_port, is_loopback, listen, new_server
 from comms.coordinator import COORDINATOR
 from comms.errors import CommsError, DeadlineError, Refused, Unreachable
+from comms.join_token import prove, read_token
 from comms.ledger import Ledger
 from comms.payloads import Parcel, PayloadClient, PayloadService
+from comms.security import Security, Tls
 from comms.store import PayloadStore
 from comms.transport import Arrival
 from protos import payload_pb2_grpc, round_pb2_grpc
@@ -64,7 +66,7 @@ class TransportSettings:
     replica: str
     coordinator_address: str
     route: Route
-    security: SecurityMode
+    security: Security
     heartbeat_s: float
     fetch_deadline_s: float
     outage_deadline_s: float
@@ -90,7 +92,8 @@ class GrpcTransport:
         self._ledger = ledger
         self._inbox = queue.Queue[CoordinatorMessage | CommsError]()
         self._uploads: list[Future[None]] = []
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels = Channels(settings.security)
+        self._was_heard = False
         self._join: Join | None = None
         self._report: Report | None = None
         self._closing = False
@@ -185,7 +188,7 @@ class GrpcTransport:
 
     async def _serve(self) -> str:
         self._server = new_server()
-        service = PayloadService(self._store, self._ledger, accepts_puts=False)
+        service = PayloadService(self._store, self._ledger)
         payload_pb2_grpc.add_PayloadsServicer_to_server(service, self._server)
         address = listen(self._server, f"{self._own_host()}:0", self._settings.security)
         await self._server.start()
@@ -211,23 +214,27 @@ class GrpcTransport:
 
     async def _converse_until_over(self) -> None:
         loop, outage_s = asyncio.get_running_loop(), self._settings.outage_deadline_s
-        gone_since_s, pause_s = loop.time(), _RETRY_S
+        gone_since_s, pause_s, why = loop.time(), _RETRY_S, "no answer"
         while not self._closing:
             connected = False
             try:
                 async with asyncio.timeout_at(gone_since_s + outage_s) as patience:
-                    call = self._coordinator().Attend()
+                    channel = self._coordinator_channel()
+                    call = round_pb2_grpc.RoundsStub(channel).Attend()
                     await call.wait_for_connection()
-                    connected = self._coordinator_channel().get_state() is grpc.ChannelConnectivity.READY
+                    connected = channel.get_state() is grpc.ChannelConnectivity.READY
                     patience.reschedule(None)
                     if await self._attend(call):
                         return
             except TimeoutError:
                 pass
             except grpc.aio.AioRpcError as error:
-                _log.debug("conversation broke: %s", error.details())
+                why = str(error.details())
+                _log.debug("conversation broke: %s", why)
                 if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                    raise Refused(f"the coordinator does not understand this replica: {error.details()}") from None
+                    raise Refused(f"the coordinator does not understand this replica: {why}") from None
+                if error.code() is grpc.StatusCode.PERMISSION_DENIED or self._is_not_believed(error):
+                    raise Refused(f"the coordinator does not let this replica in: {why}") from None
             if connected and not self._closing:
                 # However long it had nothing to say: until now it was there.
                 gone_since_s, pause_s = loop.time(), _RETRY_S
@@ -235,19 +242,24 @@ class GrpcTransport:
             remaining_s = gone_since_s + outage_s - loop.time()
             if remaining_s <= 0:
                 raise Unreachable(
-                    f"the coordinator at {self._settings.coordinator_address} has not answered for {outage_s:g} s. "
-                    "Is it up? Raise exchange.outage_deadline_s."
+                    f"the coordinator at {self._settings.coordinator_address} has not answered for {outage_s:g} s "
+                    f"({why}). Is it up? Raise exchange.outage_deadline_s."
                 )
             await asyncio.sleep(min(remaining_s, pause_s * random.uniform(0.5, 1.5)))  # noqa: S311 - spreads reconnections
             pause_s = min(2 * pause_s, 5.0)
 
+    def _is_not_believed(self, error: grpc.aio.AioRpcError) -> bool:
+        """Whether our token is wrong for good. Once let in, it may just be on its way to one of the two machines."""
+        return error.code() is grpc.StatusCode.UNAUTHENTICATED and not self._was_heard
+
     async def _attend(self, call: _Call) -> bool:
         """One conversation, until its stream ends; True when nothing more is to be said."""
-        talker = asyncio.create_task(self._talk(call))
+        talker = asyncio.create_task(self._talk(call, self._opening()))
         try:
             while isinstance(encoded := await call.read(), pb.CoordinatorMessage):
                 self._ledger.control(peer=COORDINATOR, direction="received", num_bytes=encoded.ByteSize())
                 message = wire.coordinator_message_from_pb(encoded)
+                self._was_heard = True
                 self._inbox.put(message)
                 if isinstance(message, Refusal | Finish):
                     return True
@@ -256,19 +268,32 @@ class GrpcTransport:
             talker.cancel()
             call.cancel()
 
-    async def _talk(self, call: _Call) -> None:
-        """Says who we are, what the coordinator may have missed, then whatever there is to say, and that we live."""
+    def _opening(self) -> list[pb.MemberMessage]:
+        """Who we are, and what the coordinator may have missed."""
         if self._join is None:
             raise AssertionError("a conversation began before join")
-        opening: list[MemberMessage] = [self._join]
+        opening = [self._proved(wire.member_message_to_pb(self._join))]
         if self._report is not None and self._report.round > self._join.applied_round:
-            opening.append(self._report)
+            opening.append(wire.member_message_to_pb(self._report))
+        return opening
+
+    async def _talk(self, call: _Call, opening: Sequence[pb.MemberMessage]) -> None:
+        """Says the opening, then whatever there is to say, and that we live."""
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             for message in opening:
-                await self._say(call, wire.member_message_to_pb(message))
+                await self._say(call, message)
             while (encoded := await self._next_to_say()) is not None:
                 await self._say(call, encoded)
             await call.done_writing()
+
+    def _proved(self, encoded: pb.MemberMessage) -> pb.MemberMessage:
+        """A Join with the proof that we know the run's token, as of now; as it is where there is none."""
+        security = self._settings.security
+        if isinstance(security, Tls):
+            join, token = encoded.join, read_token(security.token)
+            join.proved_at_s = time.time()
+            join.proof = prove(token, security.run, join.replica, join.incarnation, join.proved_at_s)
+        return encoded
 
     async def _next_to_say(self) -> pb.MemberMessage | None:
         try:
@@ -300,11 +325,16 @@ class GrpcTransport:
     async def _upload(self, parcel: Parcel, payload: bytes) -> None:
         """Puts a payload at the coordinator, again and again until it is there or the deadline has passed."""
         deadline_s = time.monotonic() + self._settings.outage_deadline_s
-        client = PayloadClient(self._channel(self._settings.coordinator_address), COORDINATOR, self._ledger)
         while True:
+            client = PayloadClient(self._coordinator_channel(), COORDINATOR, self._ledger)
             try:
                 await client.put(parcel, payload, deadline_s - time.monotonic())
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    _log.info("payload %s is not wanted any more: %s", parcel.fragment, error.details())
+                    return  # and the report, which comes after it, won't be either
+                if error.code() in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.OUT_OF_RANGE):
+                    raise Refused(f"the coordinator does not take {parcel.fragment}: {error.details()}") from None
                 if time.monotonic() + _RETRY_S >= deadline_s:
                     raise DeadlineError(
                         f"payload {parcel.fragment} did not reach the coordinator ({error.details()})",
@@ -336,7 +366,8 @@ class GrpcTransport:
                 if remaining_s <= 0:
                     break
                 try:
-                    client = PayloadClient(self._channel(source.address), source.replica, self._ledger)
+                    channel = self._channels.to(source.replica, source.address)
+                    client = PayloadClient(channel, source.replica, self._ledger)
                     await client.get(parcel, received, remaining_s)
                 except grpc.aio.AioRpcError as error:
                     why = f"{source.replica} at {source.address}: {error.details() or error.code().name}"
@@ -377,20 +408,14 @@ class GrpcTransport:
         return round_pb2_grpc.RoundsStub(self._coordinator_channel())
 
     def _coordinator_channel(self) -> grpc.aio.Channel:
-        return self._channel(self._settings.coordinator_address)
-
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            self._channels[address] = open_channel(address, self._settings.security)
-        return self._channels[address]
+        return self._channels.to(COORDINATOR, self._settings.coordinator_address)
 
     async def _shut_down(self) -> None:
         if self._conversation is not None and not self._conversation.done():
             self._outbox.put_nowait(None)  # after what was said last; the coordinator hears it, and hangs up
             with suppress(TimeoutError, asyncio.CancelledError, CommsError):
                 await asyncio.wait_for(asyncio.wrap_future(self._conversation), _GOODBYE_S)
-        for channel in self._channels.values():
-            await channel.close()
+        await self._channels.close()
         if self._server is not None:
             await self._server.stop(grace=_GOODBYE_S)
         unfinished = asyncio.all_tasks() - {asyncio.current_task()}

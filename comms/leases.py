@@ -51,6 +51,8 @@ class LeaseBook:
     def give_back(self, lease: Lease) -> LeaseBook:
         """The book with `lease` to be handed out again; ValueError when part of it never was handed out."""
         for segment in lease:
+            if not 0 <= segment.start < segment.stop <= self.tokens_per_epoch:
+                raise ValueError(f"{segment} is no segment of an epoch of {self.tokens_per_epoch} tokens")
             if (segment.epoch, segment.stop) > (self.epoch, self.position):
                 raise ValueError(f"{segment} was never granted: the book stands at {self.epoch}:{self.position}")
         returned = merge((*self.returned, *lease))

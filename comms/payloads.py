@@ -14,14 +14,20 @@ from typing import Literal
 
 import grpc
 
-from comms import wire
+from comms import failpoints, wire
+from comms.caller import caller_of, refuse, require_name
+from comms.errors import AccessError, TooSlow, WrongDigest
 from comms.ledger import MESSAGE_HEADER_BYTES, Kind, Ledger
-from comms.store import PayloadStore, digest_of
+from comms.limits import Pace, Turns
+from comms.store import Incoming, PayloadStore, digest_of
+from comms.uploads import Uploads
 from protos import payload_pb2 as pb
 from protos import payload_pb2_grpc as pb_grpc
 
 CHUNK_BYTES = 256 * 1024
 MOST_PAYLOAD_BYTES = 64 * 2**30
+MOST_GETS = 16
+"""Payloads that one caller gets at once; each is in memory for as long as it takes."""
 _KINDS: dict[str, Kind] = {"pseudo_gradient": "pseudo_gradient", "state_transfer": "state_transfer"}
 
 
@@ -59,12 +65,16 @@ class Parcel:
 
 
 class PayloadService(pb_grpc.PayloadsServicer):
-    """Hands out what a store holds, and takes in what is put into it when `accepts_puts`."""
+    """Hands out what a store holds; with `uploads`, which say how much, it takes in what others put there."""
 
-    def __init__(self, store: PayloadStore, ledger: Ledger, *, accepts_puts: bool) -> None:
+    def __init__(
+        self, store: PayloadStore, ledger: Ledger, uploads: Uploads | None = None, pace: Pace | None = None
+    ) -> None:
         self._store = store
         self._ledger = ledger
-        self._accepts_puts = accepts_puts
+        self._uploads = uploads
+        self._pace = pace or Pace()
+        self._turns = Turns(MOST_GETS)
 
     async def Get(
         self, request: pb.GetRequest, context: grpc.aio.ServicerContext[pb.GetRequest, pb.Chunk]
@@ -73,22 +83,31 @@ class PayloadService(pb_grpc.PayloadsServicer):
         try:
             digest, peer = wire.digest(request.digest, "get.digest"), wire.name(request.replica, "get.replica")
             kind = _kind(request.kind)
+            require_name(context, peer)
         except wire.WireError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except AccessError as error:
+            await refuse(context, error)
         self._ledger.control(peer=peer, direction="received", num_bytes=request.ByteSize())
-        payload = await asyncio.to_thread(self._store.get, digest)
-        if payload is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"payload {digest[:12]} is not here")
-        started_s, sent_bytes = time.monotonic(), 0
-        try:
-            for chunk in _chunks(payload, min(request.offset, len(payload))):
-                yield chunk
-                sent_bytes += chunk.ByteSize() + MESSAGE_HEADER_BYTES
-        finally:  # also when the other end has gone: what was sent was sent
-            self._ledger.transfer(
-                round_number=request.round, peer=peer, direction="sent", kind=kind,
-                num_bytes=sent_bytes, seconds=time.monotonic() - started_s,
-            )  # fmt: skip
+        async with self._turns.of(caller_of(context) or context.peer()):
+            payload = await asyncio.to_thread(self._store.get, digest)
+            if payload is None:
+                await context.abort(grpc.StatusCode.NOT_FOUND, f"payload {digest[:12]} is not here")
+            started_s, sent_bytes = time.monotonic(), 0
+            leash = _Leash(self._pace)
+            try:
+                for chunk in _chunks(payload, min(request.offset, len(payload))):
+                    yield chunk
+                    sent_bytes += chunk.ByteSize() + MESSAGE_HEADER_BYTES
+                    leash.lengthen(sent_bytes)
+                    failpoints.reach("mid-stream", request.round)
+            finally:  # also when the other end has gone: what was sent was sent
+                leash.drop()
+                if sent_bytes:
+                    self._ledger.transfer(
+                        round_number=request.round, peer=peer, direction="sent", kind=kind,
+                        num_bytes=sent_bytes, seconds=time.monotonic() - started_s,
+                    )  # fmt: skip
 
     async def Put(
         self,
@@ -96,32 +115,88 @@ class PayloadService(pb_grpc.PayloadsServicer):
         context: grpc.aio.ServicerContext[pb.PutRequest, pb.PutReply],
     ) -> pb.PutReply:
         """Keeps a payload for others to get."""
-        if not self._accepts_puts:
+        if self._uploads is None:
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED, 'this peer relays nothing (exchange.route = "direct")'
             )
         try:
-            header = (await anext(request_iterator)).header
-            digest, peer = wire.digest(header.digest, "put.digest"), wire.name(header.replica, "put.replica")
-            kind = _kind(header.kind)
-            if header.num_bytes > MOST_PAYLOAD_BYTES:
-                raise wire.WireError(f"put.num_bytes = {header.num_bytes} is more than {MOST_PAYLOAD_BYTES}")
-        except (wire.WireError, StopAsyncIteration) as error:
+            async with asyncio.timeout(self._pace.grace_s):
+                first = await anext(request_iterator)
+            parcel = _announced(first.header)
+            require_name(context, parcel.replica)
+            self._ledger.control(peer=parcel.replica, direction="received", num_bytes=first.ByteSize())
+            with (
+                self._uploads.admitted(parcel.replica, parcel.round, parcel.digest, parcel.num_bytes),
+                self._store.incoming() as incoming,
+            ):
+                await self._receive(parcel, request_iterator, incoming)
+        except (wire.WireError, StopAsyncIteration, TimeoutError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error) or "an empty stream")
-        started_s, received_bytes, payload = time.monotonic(), 0, bytearray()
-        async for request in request_iterator:
-            payload += request.chunk.data
-            received_bytes += request.ByteSize() + MESSAGE_HEADER_BYTES
-            if len(payload) > header.num_bytes:
-                break
-        self._ledger.transfer(
-            round_number=header.round, peer=peer, direction="received", kind=kind,
-            num_bytes=received_bytes, seconds=time.monotonic() - started_s,
-        )  # fmt: skip
-        if len(payload) != header.num_bytes or digest_of(bytes(payload)) != digest:
-            await context.abort(grpc.StatusCode.DATA_LOSS, f"payload {digest[:12]} is not what its digest says")
-        await asyncio.to_thread(self._store.put, bytes(payload))
-        return pb.PutReply()
+        except AccessError as error:
+            await refuse(context, error)
+        reply = pb.PutReply()
+        self._ledger.control(peer=parcel.replica, direction="sent", num_bytes=reply.ByteSize())
+        return reply
+
+    async def _receive(self, parcel: Parcel, requests: AsyncIterator[pb.PutRequest], incoming: Incoming) -> None:
+        """Writes down what comes of an announced payload; WrongDigest or TooSlow when it is not that, in time."""
+        loop = asyncio.get_running_loop()
+        started_s, received_bytes = loop.time(), 0
+        try:
+            async with asyncio.timeout(self._pace.grace_s) as patience:
+                async for request in requests:
+                    incoming.write(request.chunk.data)
+                    received_bytes += request.ByteSize() + MESSAGE_HEADER_BYTES
+                    if incoming.num_bytes > parcel.num_bytes:
+                        break
+                    patience.reschedule(self._pace.next_by_s(started_s, loop.time(), incoming.num_bytes))
+        except TimeoutError:
+            raise TooSlow(f"{incoming.num_bytes} of {parcel.num_bytes} bytes came before it stood still") from None
+        finally:
+            if received_bytes:
+                self._ledger.transfer(
+                    round_number=parcel.round, peer=parcel.replica, direction="received", kind=parcel.kind,
+                    num_bytes=received_bytes, seconds=loop.time() - started_s,
+                )  # fmt: skip
+        if (incoming.num_bytes, incoming.digest) != (parcel.num_bytes, parcel.digest):
+            raise WrongDigest(f"payload {parcel.digest[:12]} is not what its digest says")
+
+
+class _Leash:
+    """Cancels the call that it is made in when its reader takes the bytes too slowly."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._loop = asyncio.get_running_loop()
+        self._call = asyncio.current_task()
+        self._started_s = self._loop.time()
+        self._timer = self._loop.call_later(pace.grace_s, self._pull)
+
+    def lengthen(self, num_bytes: int) -> None:
+        """Waits on, now that `num_bytes` were taken."""
+        self._timer.cancel()
+        next_by_s = self._pace.next_by_s(self._started_s, self._loop.time(), num_bytes)
+        self._timer = self._loop.call_at(next_by_s, self._pull)
+
+    def drop(self) -> None:
+        """Waits no longer."""
+        self._timer.cancel()
+
+    def _pull(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+
+
+def _announced(header: pb.PutHeader) -> Parcel:
+    if header.num_bytes > MOST_PAYLOAD_BYTES:
+        raise wire.WireError(f"put.num_bytes = {header.num_bytes} is more than {MOST_PAYLOAD_BYTES}")
+    return Parcel(
+        digest=wire.digest(header.digest, "put.digest"),
+        num_bytes=header.num_bytes,
+        round=header.round,
+        replica=wire.name(header.replica, "put.replica"),
+        kind=_kind(header.kind),
+    )
 
 
 def _kind(kind: str) -> Kind:
@@ -190,9 +265,11 @@ class PayloadClient:
 
         self._ledger.control(peer=self._peer, direction="sent", num_bytes=pb.PutRequest(header=header).ByteSize())
         try:
-            await self._stub.Put(requests(), timeout=deadline_s)
+            reply = await self._stub.Put(requests(), timeout=deadline_s)
+            self._ledger.control(peer=self._peer, direction="received", num_bytes=reply.ByteSize())
         finally:
-            self._ledger.transfer(
-                round_number=parcel.round, peer=self._peer, direction="sent", kind=parcel.kind,
-                num_bytes=sent_bytes, seconds=time.monotonic() - started_s, fragment=parcel.fragment,
-            )  # fmt: skip
+            if sent_bytes:
+                self._ledger.transfer(
+                    round_number=parcel.round, peer=self._peer, direction="sent", kind=parcel.kind,
+                    num_bytes=sent_bytes, seconds=time.monotonic() - started_s, fragment=parcel.fragment,
+                )  # fmt: skip

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from statistics import fmean
 from typing import Any, TypeVar
@@ -59,6 +59,8 @@ from comms.run_state import (
     RoundRules,
     RunState,
     Send,
+    Slept,
+    Stopped,
     Summarise,
 )
 
@@ -111,8 +113,12 @@ class _Step:
                 self._hear(replica)
             case Gone(replica) if replica in self.state.members:
                 self._set_member(replica, gone_since_s=self.now_s)
+            case Slept(seconds):
+                self._postpone(seconds)
             case Restarted():
                 self._restart()
+            case Stopped(reason) if self.state.phase not in (Phase.DONE, Phase.FAILED):
+                self._fail(f"stopped by the operator: {reason}")
             case _:
                 pass  # a tick, or somebody who has not joined
 
@@ -162,11 +168,14 @@ class _Step:
 
     def _report(self, replica: str, report: Report) -> None:
         state = self.state
-        is_open = state.phase in (Phase.GATHER, Phase.WORK) and report.round == state.committed_round + 1
-        if not is_open or replica not in state.leases:
-            return  # late, or twice: its error feedback keeps what it found
-        if reason := _unusable(report):
+        is_open = state.phase in (Phase.GATHER, Phase.WORK, Phase.AGREE) and report.round == state.committed_round + 1
+        if not is_open or replica not in state.leases or (state.phase is Phase.AGREE and replica in state.reports):
+            return  # of another round, or twice: its error feedback keeps what it found
+        if reason := _unusable(report, state.rules.most_payload_bytes):
             self._leave_out(replica, reason)
+            return
+        if state.phase is Phase.AGREE:
+            self._set(late={**state.late, replica: report})
             return
         first = self.now_s if state.first_report_s is None else state.first_report_s
         self._set(
@@ -200,6 +209,21 @@ class _Step:
         Leave: _leave,
     }
 
+    def _postpone(self, seconds: float) -> None:
+        """Moves everything that a deadline counts from."""
+
+        def later(moment_s: float | None) -> float | None:
+            return None if moment_s is None else moment_s + seconds
+
+        state = self.state
+        self._set(
+            since_s=state.since_s + seconds, opened_s=state.opened_s + seconds,
+            first_report_s=later(state.first_report_s), short_since_s=later(state.short_since_s),
+        )  # fmt: skip
+        for replica, member in state.members.items():
+            last_heard_s = member.last_heard_s + seconds
+            self._set_member(replica, last_heard_s=last_heard_s, gone_since_s=later(member.gone_since_s))
+
     def _restart(self) -> None:
         """Everybody who was there is gathered again. Nobody has applied the open round, so it starts over, with the
         same leases: who still has its report sends it again, who has not does the work again. Attempts count on, or
@@ -213,7 +237,7 @@ class _Step:
             gathering = set()  # still everybody named in the config
         self._set(
             phase=Phase.GATHER, failure="", since_s=self.now_s, gathering=tuple(sorted(gathering)), members={},
-            reports={}, set_aside={}, first_report_s=None, manifest=(), acknowledged={}, absent={},
+            reports={}, set_aside={}, late={}, first_report_s=None, manifest=(), acknowledged={}, absent={},
             short_since_s=None,
         )  # fmt: skip
 
@@ -313,8 +337,9 @@ class _Step:
         if awaited - set(state.acknowledged):
             return
         if not awaited:
-            if self._mind_shortage(0, 1) and set(state.reports) & self._living():
-                self._try_again()
+            if self._mind_shortage(0, 1) and (set(state.reports) | set(state.late)) & self._living():
+                self._set(absent=_without_all(state.absent, state.reports))
+                self._propose_again()
         elif any(state.acknowledged[replica] for replica in awaited):
             self._settle_problems(awaited)
         else:
@@ -351,7 +376,7 @@ class _Step:
             book = state.book
             for lease in state.leases.values():
                 book = book.give_back(lease) if book is not None else None
-            self._set(round=number, book=book, leases={}, reports={}, set_aside={}, attempt=0)
+            self._set(round=number, book=book, leases={}, reports={}, set_aside={}, late={}, attempt=0)
         first_report_s = self.now_s if self.state.reports else None
         self._set(
             phase=Phase.WORK, since_s=self.now_s, opened_s=self.now_s, first_report_s=first_report_s,
@@ -381,12 +406,15 @@ class _Step:
         reports = {**self.state.set_aside, **self.state.reports}
         if len(reports) < self.state.rules.min_replicas:
             return
-        absent = {r: why for r, why in self.state.absent.items() if r not in reports}
-        self._set(reports=reports, absent=absent, set_aside={})
+        self._set(reports=reports, absent=_without_all(self.state.absent, reports), set_aside={})
         self._propose()
 
     def _propose_again(self) -> None:
-        """After somebody was left out of a proposal."""
+        """After somebody was left out of a proposal; whoever was late for that one is in time for the next."""
+        late = {r: report for r, report in self.state.late.items() if r not in self.state.set_aside}
+        absent = _without_all(self.state.absent, late)
+        self._set(reports={**late, **self.state.reports}, absent=absent, late={})
+        self._leave_out_misfits()
         if len(self.state.reports) >= self.state.rules.min_replicas:
             self._propose()
         else:
@@ -488,13 +516,19 @@ class _Step:
                 f"{majority[:12]}: its parameters are damaged; delete its checkpoints and start it again"
             ))  # fmt: skip
             self._leave_out(replica, "its parameters differ from the others'")
-            self._set(members=_without(self.state.members, replica), set_aside=_without(self.state.set_aside, replica))
+            self._set(
+                members=_without(self.state.members, replica),
+                set_aside=_without(self.state.set_aside, replica),
+                late=_without(self.state.late, replica),
+            )
         if self.state.phase is Phase.AGREE and any(entry.replica in damaged for entry in self.state.manifest):
             self._propose_again()
 
     def _leave_out_misfits(self) -> None:
         """Leaves out those whose fragments are not the ones that most report."""
         reported = {r: tuple(p.fragment for p in report.payloads) for r, report in self.state.reports.items()}
+        if not reported:
+            return
         expected = Counter(reported.values()).most_common(1)[0][0]
         for replica, fragments in sorted(reported.items()):
             if fragments != expected:
@@ -575,13 +609,15 @@ class _Step:
         self.actions.append(Send(replica, message))
 
 
-def _unusable(report: Report) -> str:
+def _unusable(report: Report, most_payload_bytes: int) -> str:
     """Why this report can't be part of any manifest, or nothing."""
     fragments = [payload.fragment for payload in report.payloads]
     if not math.isfinite(report.loss):
         return f"its loss is {report.loss}"
     if not fragments or len(set(fragments)) != len(fragments):
         return f"its fragments are {fragments}"
+    if (num_bytes := sum(payload.num_bytes for payload in report.payloads)) > most_payload_bytes:
+        return f"its payloads are {num_bytes} bytes, more than exchange.most_payload_bytes = {most_payload_bytes}"
     return ""
 
 
@@ -589,6 +625,10 @@ def _silent_from_s(member: Member, rules: RoundRules) -> float:
     """From when on a member counts as dead, if nothing more is heard of it, or its stream is not opened anew."""
     silent_s = member.last_heard_s + rules.liveness_deadline_s
     return silent_s if member.gone_since_s is None else min(silent_s, member.gone_since_s + rules.reconnect_deadline_s)
+
+
+def _without_all(mapping: Mapping[str, T], replicas: Container[str]) -> dict[str, T]:
+    return {key: value for key, value in mapping.items() if key not in replicas}
 
 
 def _without(mapping: Mapping[str, T], replica: str) -> dict[str, T]:

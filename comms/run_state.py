@@ -46,6 +46,7 @@ class RoundRules:
     fetch_deadline_s: float
     liveness_deadline_s: float
     reconnect_deadline_s: float = 5.0
+    most_payload_bytes: int = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class RunState:
     """Who is left out of the open round, and why."""
     set_aside: Mapping[str, Report] = field(default_factory=dict)
     """Reports of the open round whose payloads were refused; tried again should the round lack replicas."""
+    late: Mapping[str, Report] = field(default_factory=dict)
+    """Reports that came when the round had been proposed without them; they count if the proposal falls."""
     committed: CommittedRound | None = None
     committed_reports: Mapping[str, Report] = field(default_factory=dict)
     committed_absent: Mapping[str, str] = field(default_factory=dict)
@@ -141,11 +144,25 @@ class Ticked:
 
 
 @dataclass(frozen=True)
+class Slept:
+    """The coordinator's process stood still and heard nobody: that time counts against no deadline."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The operator ends the run."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Restarted:
     """The coordinator has come back; `now_s` may have nothing to do with the times in the state."""
 
 
-Event = Heard | Alive | Gone | Ticked | Restarted
+Event = Heard | Alive | Gone | Ticked | Slept | Restarted | Stopped
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ import hashlib
 import os
 import re
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -19,6 +21,26 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 def digest_of(payload: bytes) -> str:
     """The name of a payload: its SHA-256, in hex."""
     return hashlib.sha256(payload).hexdigest()
+
+
+class Incoming:
+    """A payload on its way into a store: on the disk as it comes, never whole in memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Takes the next bytes. OSError when they can't be written."""
+        self._file.write(data)
+        self._hash.update(data)
+        self.num_bytes += len(data)
+
+    @property
+    def digest(self) -> str:
+        """The name of what has come so far."""
+        return self._hash.hexdigest()
 
 
 class PayloadStore:
@@ -31,20 +53,25 @@ class PayloadStore:
     def put(self, payload: bytes) -> str:
         """Keeps `payload` and returns its digest. OSError when it can't be written; then nothing is kept."""
         digest = digest_of(payload)
-        path = self._path(digest)
-        if self.get(digest) is not None:  # by content: a torn file of that name is written anew
-            return digest
+        if self.get(digest) is None:  # by content: a torn file of that name is written anew
+            with self.incoming() as incoming:
+                incoming.write(payload)
+        return digest
+
+    @contextmanager
+    def incoming(self) -> Iterator[Incoming]:
+        """Keeps what is written inside, under its digest, when that ends well; else nothing."""
         # Not synced to the disk: a payload torn by a power cut does not match its name, and is fetched again.
         descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=".new-")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(payload)
-            Path(temporary).replace(path)
+                incoming = Incoming(file)
+                yield incoming
+            Path(temporary).replace(self._path(incoming.digest))
         except BaseException:
             with suppress(FileNotFoundError):
                 Path(temporary).unlink()
             raise
-        return digest
 
     def get(self, digest: str) -> bytes | None:
         """The payload named `digest`, or None when it is not here, or no longer what it was."""

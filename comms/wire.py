@@ -50,7 +50,8 @@ def _finite(value: float, field: str) -> float:
     return value
 
 
-def _text(value: str) -> str:
+def text(value: str) -> str:
+    """At most MOST_TEXT characters, all of them printable: fit for a log."""
     return "".join(c if c.isprintable() else " " for c in value[:MOST_TEXT])
 
 
@@ -149,7 +150,7 @@ def member_message_from_pb(message: pb.MemberMessage) -> a.MemberMessage:
         case "acknowledge":
             acknowledge = message.acknowledge
             problems = tuple(
-                a.Problem(digest(p.digest, "acknowledge.digest"), _text(p.reason))
+                a.Problem(digest(p.digest, "acknowledge.digest"), text(p.reason))
                 for p in _bounded(acknowledge.problems, MOST_FRAGMENTS, "acknowledge.problems")
             )
             return a.Acknowledge(acknowledge.round, acknowledge.attempt, problems)
@@ -164,7 +165,7 @@ def member_message_from_pb(message: pb.MemberMessage) -> a.MemberMessage:
                 _figures(applied.health, "applied.health"),
             )
         case "leave":
-            return a.Leave(_text(message.leave.reason))
+            return a.Leave(text(message.leave.reason))
         case _:
             raise WireError("a message with nothing in it, or of a later version")
 
@@ -172,8 +173,8 @@ def member_message_from_pb(message: pb.MemberMessage) -> a.MemberMessage:
 def _join_from_pb(join: pb.Join) -> a.Join:
     return a.Join(
         replica=name(join.replica, "join.replica"),
-        incarnation=_text(join.incarnation),
-        address=_text(join.address),
+        incarnation=text(join.incarnation),
+        address=text(join.address),
         config_digest=digest(join.config_digest, "join.config_digest"),
         corpus_digest=digest(join.corpus_digest, "join.corpus_digest"),
         tokens_per_epoch=join.tokens_per_epoch,
@@ -222,7 +223,7 @@ def coordinator_message_from_pb(message: pb.CoordinatorMessage) -> a.Coordinator
     """What the coordinator says, checked."""
     match message.WhichOneof("message"):
         case "refusal":
-            return a.Refusal(_text(message.refusal.reason))
+            return a.Refusal(text(message.refusal.reason))
         case "plan":
             return a.RoundPlan(message.plan.round, lease_from_pb(message.plan.lease))
         case "proposal":
@@ -238,7 +239,7 @@ def coordinator_message_from_pb(message: pb.CoordinatorMessage) -> a.Coordinator
         case "catch_up":
             return a.CatchUp(message.catch_up.committed_round)
         case "finish":
-            return a.Finish(_text(message.finish.failure))
+            return a.Finish(text(message.finish.failure))
         case _:
             raise WireError("a message with nothing in it, or of a later version")
 
@@ -297,4 +298,4 @@ def _holders_to_pb(holders: Sequence[a.Holder]) -> list[pb.Holder]:
 
 def _holders_from_pb(holders: Sequence[pb.Holder]) -> tuple[a.Holder, ...]:
     bounded = _bounded(holders, MOST_REPLICAS, "holders")
-    return tuple(a.Holder(name(h.replica, "holder.replica"), _text(h.address)) for h in bounded)
+    return tuple(a.Holder(name(h.replica, "holder.replica"), text(h.address)) for h in bounded)

@@ -13,7 +13,8 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
+
+from compression.compiled import inlined
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,21 +53,16 @@ LOG = _log_table()
 POWER = _power_table()
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+@inlined
 def log2_of(x: int) -> int:
-    """log2 of 1 <= x < 2^62 in units of 2^-26, rounded down (1)."""
-    exponent, rest = 0, x
-    for step in (32, 16, 8, 4, 2, 1):
-        if rest >> step:
-            exponent += step
-            rest >>= step
-    mantissa = x << (62 - exponent)
-    i = (mantissa >> (62 - _TABLE_BITS)) & ((1 << _TABLE_BITS) - 1)
-    fraction = (mantissa >> (42 - _TABLE_BITS)) & ((1 << 20) - 1)
-    return (exponent << LOG_BITS) + LOG[i] + (((LOG[i + 1] - LOG[i]) * fraction) >> 20)
+    """log2 of 1 <= x < 2^53 in units of 2^-26, rounded down (1): x is exact as a float, whose bits hold e and m."""
+    bits = np.float64(x).view(np.int64)
+    i = (bits >> (52 - _TABLE_BITS)) & ((1 << _TABLE_BITS) - 1)
+    fraction = (bits >> (32 - _TABLE_BITS)) & ((1 << 20) - 1)
+    return (((bits >> 52) - 1023) << LOG_BITS) + LOG[i] + (((LOG[i + 1] - LOG[i]) * fraction) >> 20)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+@inlined
 def two_to_minus(y: int) -> int:
     """2^-y in units of 2^-30, for y >= 0 in units of 2^-26 (2)."""
     whole = y >> LOG_BITS

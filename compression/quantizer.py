@@ -5,11 +5,17 @@
     m = mean |v|                                                                              (1)
 
 `SignMagnitude`, 2 bits: v -> sign(v) low or sign(v) high. Of the n magnitudes of a chunk in descending order
-the first j make `high` and the rest `low`, with the j that leaves the least squared error, found exactly:
+the first j make `high` and the rest `low`, with the j that leaves the least squared error plus a price for the bits
+that say which is which, found exactly:
 
-    j = argmax_j  H_j^2 / j + L_j^2 / (n - j)     H_j, L_j: sums of the first j and of the others   (2)
+    j = argmax_j  H_j^2 / j + L_j^2 / (n - j) - PRICE S h(j / n)                              (2)
+        H_j, L_j: sums of the first j and of the others;  S: sum of squares;  h: binary entropy in bits
     high = H_j / j,  low = L_j / (n - j)                                                      (3)
     v is `high` where |v| > (low + high) / 2, with the levels as they are sent                (4)
+
+Kept values of real pseudo-gradients differ little in magnitude. PRICE = 1/1024 of the chunk's energy for a bit a value
+brings the magnitude bit from 0.85 to 0.5 bits after entropy coding, the error from 0.0007 to 0.0009 of the energy (sign
+alone: 0.0023); what is lost goes on in the error feedback.
 
 `Exact`, 32 bits: the fp32 value is its own code.
 
@@ -193,6 +199,8 @@ def _two_means(ascending: Values, counts: NDArray[np.int64]) -> NDArray[np.float
     num_high = np.arange(k, 0, -1)
     num_low = counts[:, None] - num_high
     gain = high_sums * high_sums / num_high + low_sums * low_sums / np.maximum(num_low, 1)
+    squares = np.add.accumulate(np.square(ascending, dtype=np.float64), axis=1)[:, -1:]
+    gain -= PRICE * squares * _binary_entropy(k)[counts[:, None] - 1, num_high - 1]
     gain[num_low < 0] = -1.0
     best = np.argmax(gain, axis=1)[:, None]  # (2)
     high = np.take_along_axis(high_sums, best, 1)[:, 0] / num_high[best[:, 0]]

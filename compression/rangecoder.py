@@ -8,25 +8,24 @@
 
 The decoder keeps `code` minus low; it begins with three words and takes zeros after the last one, so n words mean that
 (4) happened n - 1 times: any other number is refused. The same functions encode and decode: they take the symbol (if
-encoding) and return it. `state` is (low or difference, range, words written or read, 1 if decoding).
+encoding) and return it, with the coder's new state.
 
 Differs: nothing in it is new (Martin 1979); the widths are ours, for one 64-bit register and few carries.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numba import njit
+
+from compression.compiled import compiled, inlined
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    State = NDArray[np.int64]
     Words = NDArray[np.uint16]
 
-LOW, RANGE, POSITION, DECODING = range(4)
 INTERVAL_BITS = 24
 """Interval bounds are in units of 2^-24 of the range."""
 BIT_BITS = 16
@@ -34,94 +33,105 @@ BIT_BITS = 16
 _LOW_BITS = 48
 _LOW_MASK = (1 << 48) - 1
 _LEAST_RANGE = 1 << 32
+_FULL_WORD = 0xFFFF
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def begin(words: Words, decoding: bool) -> State:
+class Coder(NamedTuple):
+    """Where coding stands."""
+
+    low: int
+    """Decoding: code minus low."""
+    range: int
+    position: int
+    """Words written or read."""
+    decoding: int
+    """1 or 0."""
+
+
+@compiled
+def begin(words: Words, decoding: int) -> Coder:
     """The state before the first symbol."""
-    state = np.zeros(4, np.int64)
-    state[RANGE] = 1 << _LOW_BITS
+    low = np.int64(0)
     if decoding:
-        state[DECODING] = 1
-        for _ in range(3):
-            state[LOW] = state[LOW] << 16 | _next(state, words)
-    return state
+        for position in range(3):
+            low = low << 16 | _word(words, position)
+        return Coder(low, np.int64(1 << _LOW_BITS), np.int64(3), np.int64(1))
+    return Coder(low, np.int64(1 << _LOW_BITS), np.int64(0), np.int64(0))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def target(state: State) -> int:
+@inlined
+def target(coder: Coder) -> int:
     """Decoding: which of the 2^24 units the next symbol's interval holds."""
-    return min(state[LOW] // (state[RANGE] >> INTERVAL_BITS), (1 << INTERVAL_BITS) - 1)
+    return min(coder.low // (coder.range >> INTERVAL_BITS), (1 << INTERVAL_BITS) - 1)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def code_interval(state: State, words: Words, first: int, stop: int) -> None:
+@inlined
+def code_interval(coder: Coder, words: Words, first: int, stop: int) -> Coder:
     """Writes, or takes in, the symbol with the interval [first, stop) of 2^24 (2)."""
-    unit = state[RANGE] >> INTERVAL_BITS
+    unit = coder.range >> INTERVAL_BITS
+    span = unit * (stop - first)
     if stop >> INTERVAL_BITS:
-        span = state[RANGE] - unit * first
-    else:
-        span = unit * (stop - first)
-    _narrow(state, words, unit * first, span)
+        span = coder.range - unit * first
+    return _narrowed(coder, words, unit * first, span)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def code_bit(state: State, words: Words, probability: int, bit: int) -> int:
+@inlined
+def code_bit(coder: Coder, words: Words, probability: int, bit: int) -> tuple[Coder, int]:
     """The bit, written or read, that is 1 with `probability` in 1 .. 2^16 - 1 (3)."""
-    bound = (state[RANGE] >> BIT_BITS) * probability
-    if state[DECODING]:
-        bit = 1 if state[LOW] < bound else 0
+    bound = (coder.range >> BIT_BITS) * probability
+    if coder.decoding:
+        bit = 1 if coder.low < bound else 0
+    offset, span = bound, coder.range - bound
     if bit:
-        _narrow(state, words, 0, bound)
-    else:
-        _narrow(state, words, bound, state[RANGE] - bound)
-    return bit
+        offset, span = 0, bound
+    return _narrowed(coder, words, offset, span), bit
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def end(state: State, words: Words) -> int:
+@compiled
+def end(coder: Coder, words: Words) -> int:
     """How many words there are, or must be (5)."""
-    if state[DECODING]:
-        return state[POSITION] - 2
-    _add(state, words, _LEAST_RANGE - 1)
-    words[state[POSITION]] = state[LOW] >> 32
-    return state[POSITION] + 1
+    if coder.decoding:
+        return coder.position - 2
+    low = _sum(coder, words, _LEAST_RANGE - 1)
+    words[coder.position] = low >> 32
+    return coder.position + 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _narrow(state: State, words: Words, offset: int, span: int) -> None:
-    """To `span` of the range, `offset` from its lower end (4)."""
-    if state[DECODING]:
-        state[LOW] -= offset
+@inlined
+def _narrowed(coder: Coder, words: Words, offset: int, span: int) -> Coder:
+    """With `span` of the range left, `offset` from its lower end (4)."""
+    position = coder.position
+    if coder.decoding:
+        low = coder.low - offset
         while span <= _LEAST_RANGE:
-            state[LOW] = state[LOW] << 16 | _next(state, words)
+            low = low << 16 | _word(words, position)
+            position += 1
             span <<= 16
     else:
-        _add(state, words, offset)
+        low = _sum(coder, words, offset)
         while span <= _LEAST_RANGE:
-            words[state[POSITION]] = state[LOW] >> 32
-            state[POSITION] += 1
-            state[LOW] = (state[LOW] << 16) & _LOW_MASK
+            words[position] = low >> 32
+            position += 1
+            low = (low << 16) & _LOW_MASK
             span <<= 16
-    state[RANGE] = span
+    return Coder(low, span, position, coder.decoding)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _add(state: State, words: Words, offset: int) -> None:
-    """low += offset, the carry into the words already written."""
-    state[LOW] += offset
-    if state[LOW] >> _LOW_BITS:
-        state[LOW] &= _LOW_MASK
-        position = state[POSITION] - 1
-        while words[position] == 0xFFFF:  # noqa: PLR2004
+@inlined
+def _sum(coder: Coder, words: Words, offset: int) -> int:
+    """low + offset, its carry gone into the words already written."""
+    low = coder.low + offset
+    if low >> _LOW_BITS:
+        low &= _LOW_MASK
+        position = coder.position - 1
+        while words[position] == _FULL_WORD:
             words[position] = 0
             position -= 1
         words[position] += 1
+    return low
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _next(state: State, words: Words) -> int:
-    """The next word, 0 after the last one."""
-    position = state[POSITION]
-    state[POSITION] = position + 1
+@inlined
+def _word(words: Words, position: int) -> int:
+    """A word, 0 after the last one."""
     return np.int64(words[position]) if position < len(words) else np.int64(0)

@@ -26,7 +26,7 @@ from compression.codec import PayloadError, Update
 from compression.layout import ChunkLayout
 from compression.quantizer import QUANTIZERS
 from compression.quota import Quota
-from compression.streams import STREAMS, FixedWidth, StreamCoder, Symbols
+from compression.streams import FixedWidth, StreamCoder, Symbols
 from compression.topk import select
 from compression.wire import Frame, Parameter
 
@@ -109,7 +109,7 @@ class SparseCodec:
             Parameter("quantizer", "B", self.quantizer.quantizer_id),
             Parameter("coder", "B", self.coder.coder_id),
         )
-        return Frame(self.codec_id, parameters, STREAMS, layout.shapes)
+        return Frame(self.codec_id, parameters, self.coder.streams, layout.shapes)
 
 
 def _positions(symbols: Symbols, quota: Quota) -> NDArray[np.int64]:

@@ -1,8 +1,8 @@
 """The seam between what a sparse payload says and how its bits are written.
 
 A sparse payload says three things, its *symbols*: which places, which levels, which codes. A *stream coder* writes
-them as three byte streams, in this order, so that a coder may use the places to foretell levels and codes. `FixedWidth`
-gives every symbol the same number of bits; its streams have known lengths.
+them as byte streams of its own choice. `FixedWidth` gives every symbol the same number of bits; its streams have known
+lengths. `rice.Rice` and `entropy.Entropy` take fewer bits.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from compression.quantizer import Quantizer
     from compression.quota import Quota
 
-STREAMS = ("places", "levels", "codes")
-
 
 @dataclass(frozen=True)
 class Symbols:
@@ -38,13 +36,15 @@ class Symbols:
 
 
 class StreamCoder(Protocol):
-    """Symbols to the bytes of three streams and back, losslessly, the same bytes on every machine."""
+    """Symbols to the bytes of some streams and back, losslessly, the same bytes on every machine."""
 
     coder_id: int
     """Its number in the header."""
+    streams: tuple[str, ...]
+    """The names of its streams."""
 
     def encode(self, symbols: Symbols, quota: Quota, quantizer: Quantizer) -> Sequence[bytes]:
-        """The streams in the order of STREAMS."""
+        """The streams in the order of `streams`."""
         ...
 
     def decode(self, streams: Sequence[memoryview], quota: Quota, quantizer: Quantizer) -> Symbols:
@@ -59,7 +59,7 @@ class StreamCoder(Protocol):
         ...
 
     def expected(self, quota: Quota, quantizer: Quantizer) -> int:
-        """Bytes of the three streams together: exact where lengths are fixed, an expectation elsewhere."""
+        """Bytes of all streams together: exact where lengths are fixed, an expectation elsewhere."""
         ...
 
 
@@ -67,6 +67,7 @@ class FixedWidth:
     """Every symbol in a fixed number of bits: ceil(log2 C) for a place, and what the quantizer says."""
 
     coder_id = 0
+    streams: tuple[str, ...] = ("places", "levels", "codes")
 
     def encode(self, symbols: Symbols, quota: Quota, quantizer: Quantizer) -> Sequence[bytes]:
         """Three packed streams."""
@@ -75,7 +76,7 @@ class FixedWidth:
 
     def decode(self, streams: Sequence[memoryview], quota: Quota, quantizer: Quantizer) -> Symbols:
         """Three unpacked streams."""
-        fields = zip(STREAMS, streams, self._widths(quota, quantizer), strict=True)
+        fields = zip(self.streams, streams, self._widths(quota, quantizer), strict=True)
         return Symbols(*[bits.unpack(stream, width, count, name) for name, stream, (width, count) in fields])
 
     def limits(self, quota: Quota, quantizer: Quantizer) -> Sequence[tuple[int, int]]:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from comms import failpoints
 from dist_train.run_directory import replacing
 
 OUTER = "outer"
@@ -141,3 +142,4 @@ def _write(path: Path, tensors: Mapping[str, Tensor], info: CheckpointInfo) -> N
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         save_file(contiguous, temporary, metadata={"dist_train": json.dumps(asdict(info))})
+        failpoints.reach("inside-checkpoint", info.round)

@@ -209,6 +209,8 @@ class ExchangeConfig(_Section):
     """A replica whose connection broke is taken for dead after so long, unless it is back."""
     outage_deadline_s: Seconds = 120.0
     """How long a replica tries to reach a coordinator that is gone."""
+    most_payload_bytes: int = Field(default=4 * 2**30, ge=4096)
+    """Most payload bytes of one replica in one round, all fragments together. What is above it is refused."""
 
     @model_validator(mode="after")
     def _inner_below_outer(self) -> ExchangeConfig:
@@ -231,10 +233,15 @@ class ExchangeConfig(_Section):
 
 
 class SecurityConfig(_Section):
-    """[security]: who may listen in."""
+    """[security]: who may take part, and who may listen in. See docs/security.md."""
 
-    mode: Literal["loopback", "insecure"] = "loopback"
-    """`loopback` sends plain text and never leaves this machine; `insecure` says that plain text may leave it."""
+    mode: Literal["loopback", "tls", "insecure"] = "loopback"
+    """`loopback` sends plain text and never leaves this machine; `tls` wants certificates of everybody; `insecure` says
+    that plain text may leave this machine."""
+    certificates: str = "certs"
+    """Under `tls`: where this machine keeps the certificates and keys of its members. `dist-train certs` makes them."""
+    token_file: str | None = None
+    """Under `tls`: the file with the secret that a replica must know to join; CERTIFICATES/run.token when left out."""
 
 
 class CheckpointConfig(_Section):
@@ -272,6 +279,13 @@ class Config(_Section):
         ids = [replica.id for replica in self.replica]
         if twice := sorted({i for i in ids if ids.count(i) > 1}):
             raise ValueError(f'replica.id = "{twice[0]}" is given twice; ids are unique')
+        if taken := sorted({"ca", "operator"}.intersection(ids)):
+            raise ValueError(f'replica.id = "{taken[0]}" is a name that certificates need for another; choose another')
+        if self.security.token_file is not None and self.security.mode != "tls":
+            raise ValueError(
+                f'security.token_file does nothing under security.mode = "{self.security.mode}"; '
+                'say "tls", or leave it out'
+            )
         if self.exchange.min_replicas > len(ids):
             raise ValueError(
                 f"exchange.min_replicas = {self.exchange.min_replicas} is more than the {len(ids)} [[replica]] sections"

@@ -11,11 +11,12 @@ from comms.run_state import RoundRules
 from comms.store import PayloadStore
 from dist_train.config import Config
 from dist_train.run_directory import RunDirectory
+from dist_train.security import security_of
 
 
 def run_coordinator(config: Config, directory: RunDirectory, on_listening: Callable[[str], None]) -> None:
     """Serves the run until it is over; calls `on_listening` with host:port. CommsError when it ends early."""
-    exchange = config.exchange
+    exchange, security = config.exchange, security_of(config, COORDINATOR)
     rules = RoundRules(
         replicas=tuple(sorted(replica.id for replica in config.replica)),
         config_digest=config.digest(),
@@ -26,6 +27,7 @@ def run_coordinator(config: Config, directory: RunDirectory, on_listening: Calla
         publish_deadline_s=exchange.publish_deadline_s,
         fetch_deadline_s=exchange.fetch_deadline_s,
         liveness_deadline_s=exchange.liveness_deadline_s,
+        most_payload_bytes=exchange.most_payload_bytes,
         reconnect_deadline_s=exchange.reconnect_deadline_s,
     )
     with Ledger(directory.ledger(COORDINATOR), COORDINATOR) as ledger:
@@ -34,7 +36,7 @@ def run_coordinator(config: Config, directory: RunDirectory, on_listening: Calla
                 run=config.run.name,
                 rules=rules,
                 address=exchange.address,
-                security=config.security.mode,
+                security=security,
                 journal_path=directory.journal,
                 ledger=ledger,
                 metrics=directory.metrics,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from comms import failpoints
 from comms.agreement import CatchUp, CommittedRound, Finish, Join, RoundPlan
 from comms.errors import RunFailed
 from comms.grpc_transport import GrpcTransport, TransportSettings
@@ -22,15 +23,16 @@ from dist_train.data.stream import Stream
 from dist_train.inner import InnerOptimizer
 from dist_train.model import build_model, model_vocab_size
 from dist_train.outer import OuterMethod, outer_method
-from dist_train.round import Replica, redo, take_part, watch
+from dist_train.round import Replica, follow, take_part
 from dist_train.run_directory import RunDirectory, write_atomically
+from dist_train.security import security_of
 
 _log = logging.getLogger(__name__)
 
 
 def run_replica(config: Config, directory: RunDirectory, replica_id: str, coordinator_address: str) -> None:
     """Trains as `replica_id` until the run is over. ConfigError, CommsError or CheckpointError, each one line."""
-    device = _device(config, replica_id)
+    security, device = security_of(config, replica_id), _device(config, replica_id)
     corpus = open_corpus(
         config.data, vocab_size=model_vocab_size(config.model), seed=config.run.seed, directory=directory.corpus
     )
@@ -44,7 +46,7 @@ def run_replica(config: Config, directory: RunDirectory, replica_id: str, coordi
             replica=replica_id,
             coordinator_address=coordinator_address,
             route=config.exchange.route,
-            security=config.security.mode,
+            security=security,
             heartbeat_s=config.exchange.heartbeat_s,
             fetch_deadline_s=config.exchange.fetch_deadline_s,
             outage_deadline_s=config.exchange.outage_deadline_s,
@@ -68,11 +70,12 @@ def _follow(replica: Replica, checkpoints: Checkpoints, ledger: Ledger) -> None:
             case RoundPlan(round=number) as plan if number == replica.round + 1:
                 take_part(replica, plan)
             case CommittedRound(round=number) as committed if number == replica.round + 1:
-                watch(replica, committed)
+                follow(replica, committed)
             case CatchUp(committed_round):
                 _log.info("catching up from round %d to %d", replica.round, committed_round)
                 for committed in replica.transport.history(replica.round):
-                    redo(replica, committed)
+                    failpoints.reach("during-catch-up", committed.round)
+                    follow(replica, committed)
             case Finish(failure):
                 if failure:
                     raise RunFailed(failure)

@@ -10,8 +10,8 @@ Every replica runs this at the same time, each on its own lease. What crosses th
 manifest) for everybody, or not at all; nothing is applied before that. Three kinds of replica call `apply`:
 
     one that took part      train, publish, agree, apply
-    one that watched        apply                           it has no lease, or joined too late
-    one that resumes        train, (no publish), apply      it redoes a round that was committed while it was gone
+    one that watched        apply                           it has no lease: it joined late (`follow`)
+    one that resumes        train, (no publish), apply      it had a lease, and has lost its work (`follow`)
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from comms import failpoints
 from comms.agreement import (
     Acknowledge,
     Applied,
+    CatchUp,
     CommittedRound,
     Entry,
     Finish,
@@ -87,13 +89,8 @@ def take_part(replica: Replica, plan: RoundPlan) -> None:
     apply(replica, committed, mail, work)
 
 
-def watch(replica: Replica, committed: CommittedRound) -> None:
-    """A round of a replica that had no part in it."""
-    apply(replica, committed, Mail(replica), Work(0, 0.0))
-
-
-def redo(replica: Replica, committed: CommittedRound) -> None:
-    """A round that was committed while this replica was away; its own part, if it had one, is worked out again.
+def follow(replica: Replica, committed: CommittedRound) -> None:
+    """A round that was committed without this replica, or while it was away; its own part in it is worked out again.
 
     The work is deterministic, and only it can bring back what the replica had kept to itself: its inner optimizer and
     its error feedback.
@@ -130,6 +127,7 @@ def train(replica: Replica, round_number: int, lease: Lease) -> Work:
 
 def publish(replica: Replica, round_number: int, work: Work) -> None:
     """Encodes fragment after fragment, hands them out, and reports to the coordinator."""
+    failpoints.reach("before-publish", round_number)
     outer, payloads = replica.outer, []
     for fragment, layout in outer.layouts.items():
         with work.timed("encode"):
@@ -141,6 +139,7 @@ def publish(replica: Replica, round_number: int, work: Work) -> None:
     replica.transport.send(Report(round_number, tuple(payloads), work.tokens, work.loss, dict(work.phase_s)))
     _log.info("round %d: published %d bytes", round_number, sum(payload.num_bytes for payload in payloads))
     work.phase_s.clear()
+    failpoints.reach("after-publish", round_number)
 
 
 def agree(replica: Replica, round_number: int, mail: Mail, work: Work) -> CommittedRound:
@@ -152,9 +151,12 @@ def agree(replica: Replica, round_number: int, mail: Mail, work: Work) -> Commit
             case Proposal(round=number) if number == round_number:
                 with work.timed("fetch"):
                     problems = mail.fetch(message.manifest, message)
+                failpoints.reach("before-acknowledge", round_number)
                 replica.transport.send(Acknowledge(number, message.attempt, problems))
             case CommittedRound(round=number) if number == round_number:
                 return message
+            case CatchUp():  # it was committed while the coordinator, or this replica, was away
+                return replica.transport.history(round_number - 1)[0]
             case Finish(failure) if failure:
                 raise RunFailed(failure)
             case _:
@@ -163,6 +165,7 @@ def agree(replica: Replica, round_number: int, mail: Mail, work: Work) -> Commit
 
 def apply(replica: Replica, committed: CommittedRound, mail: Mail, work: Work) -> None:
     """Takes the outer step with the committed payloads, in the manifest's order, and tells what became of it."""
+    failpoints.reach("between-commit-and-apply", committed.round)
     with work.timed("fetch"):
         if problems := mail.fetch(committed.manifest, committed):
             raise CommsError(f"round {committed.round} is committed, but {problems[0].reason}")

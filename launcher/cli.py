@@ -143,6 +143,42 @@ def export(
     typer.echo(f"round {exported_round} of {run_dir} written to {out_dir}")
 
 
+@app.command()
+def certs(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where they are kept (security.certificates).")],
+    run_file: Annotated[Path | None, typer.Option("--run", metavar="RUN.toml", help="For every member of it.")] = None,
+    members: Annotated[list[str] | None, typer.Option("--member", metavar="NAME", help="For these only.")] = None,
+    days: Annotated[int, typer.Option("--days", help="How long they are good.")] = 365,
+    as_json: AsJson = False,
+) -> None:
+    """Make or renew what mutual TLS needs: an authority, a join token, a certificate for each member.
+
+    Example: dist-train certs certs --run demo.toml
+
+    Running members take renewed files up by themselves. See docs/security.md.
+    """
+    from launcher.certs import make, members_of  # noqa: PLC0415
+
+    wanted = members_of(load(run_file) if run_file is not None else None, members or ())
+    typer.echo(make(directory, wanted, days, as_json=as_json))
+
+
+@app.command()
+def stop(
+    run_dir: RunDir,
+    coordinator: Annotated[str | None, typer.Option("--coordinator", metavar="HOST:PORT", help="Where it is.")] = None,
+    reason: Annotated[str, typer.Option("--reason", help="What the others are told.")] = "no reason was given",
+) -> None:
+    """End a run for all its members, as its operator; launching it again resumes it.
+
+    Example: dist-train stop runs/demo --coordinator 10.0.0.1:7000 --reason "disk is full"
+    """
+    from launcher.stop import stop as stop_run  # noqa: PLC0415
+
+    _, config = _open_run(run_dir)
+    typer.echo(f"the coordinator at {stop_run(config, coordinator, reason)} ends {config.run.name}")
+
+
 @app.command(hidden=True)
 def coordinate(
     run_dir: RunDir,

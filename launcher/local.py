@@ -124,9 +124,12 @@ class _LocalRun:
 
     def _watch(self, address: str) -> Verdict:
         """Takes events until the run is over. KeyboardInterrupt when a signal ends it."""
-        from launcher.status import StatusPoller  # noqa: PLC0415 - gRPC starts threads; the children come first
+        # gRPC starts threads; the children come first.
+        from comms.certificates import OPERATOR  # noqa: PLC0415
+        from dist_train.security import security_of  # noqa: PLC0415
+        from launcher.status import StatusPoller  # noqa: PLC0415
 
-        with StatusPoller(address, self.supervisor.tell) as poller:
+        with StatusPoller(address, security_of(self.config, OPERATOR), self.supervisor.tell) as poller:
             look_at_s = time.monotonic()
             while (verdict := self._verdict()) is None:
                 if time.monotonic() >= look_at_s:

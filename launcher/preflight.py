@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dist_train.config import ConfigError
 from dist_train.data.sources import source_files
+from launcher.members import COORDINATOR, replica_ids
 
 if TYPE_CHECKING:
     from dist_train.config import Config
@@ -21,6 +22,17 @@ def check(config: Config) -> None:
         folder = _check_folder("model.path", config.model.path, "a local Hugging Face model directory")
         if not (folder / "config.json").is_file():
             raise ConfigError(f'model.path = "{config.model.path}" holds no config.json')
+    check_security(config)
+
+
+def check_security(config: Config) -> None:
+    """ConfigError when a member that is started here could not show who it is."""
+    if config.security.mode == "tls":
+        from comms.certificates import OPERATOR  # noqa: PLC0415
+        from dist_train.security import security_of  # noqa: PLC0415 - gRPC, which only this needs so early
+
+        for member in (COORDINATOR, OPERATOR, *replica_ids(config)):
+            security_of(config, member)
 
 
 def _check_folder(key: str, given: str, what: str) -> Path:

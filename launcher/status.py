@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from comms.channel import open_blocking_channel
+from launcher.members import COORDINATOR
 from launcher.progress import MemberProgress, RunStatus
 from protos import round_pb2, round_pb2_grpc
 
@@ -13,16 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
+    from comms.security import Security
+
 ANSWER_DEADLINE_S = 5.0
 
 
 class StatusPoller:
     """Calls `Rounds.Status` when asked to, and hands the answer on from gRPC's thread."""
 
-    def __init__(self, address: str, tell: Callable[[RunStatus], None]) -> None:
-        # Plain text: the launcher and the coordinator that it started are on one machine.
-        # A proxy that is set for web traffic must not come between them.
-        self._channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
+    def __init__(self, address: str, security: Security, tell: Callable[[RunStatus], None]) -> None:
+        """CertificateError when the operator's certificate can't be used."""
+        self._channel = open_blocking_channel(address, COORDINATOR, security)
         self._stub = round_pb2_grpc.RoundsStub(self._channel)
         self._tell = tell
         self._is_waiting = False

@@ -78,6 +78,8 @@ class Join(_message.Message):
     TOKENS_PER_EPOCH_FIELD_NUMBER: _builtins.int
     APPLIED_ROUND_FIELD_NUMBER: _builtins.int
     THETA_DIGEST_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    PROVED_AT_S_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     incarnation: _builtins.str
     """Drawn at random when the process starts: tells a restarted replica from one whose stream broke."""
@@ -92,6 +94,10 @@ class Join(_message.Message):
     """The last round whose outer step the replica has taken; 0 before the first."""
     theta_digest: _builtins.bytes
     """Digest of the outer parameters after that round."""
+    proof: _builtins.bytes
+    """Shows that the replica knows the run's join token, without saying it: see comms/join_token.py. Empty without TLS."""
+    proved_at_s: _builtins.float
+    """When it was made, by the replica's clock, since 1970. Later with every Join of one incarnation."""
     def __init__(
         self,
         *,
@@ -103,10 +109,12 @@ class Join(_message.Message):
         tokens_per_epoch: _builtins.int = ...,
         applied_round: _builtins.int = ...,
         theta_digest: _builtins.bytes = ...,
+        proof: _builtins.bytes = ...,
+        proved_at_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_round", b"applied_round", "config_digest", b"config_digest", "corpus_digest", b"corpus_digest", "incarnation", b"incarnation", "replica", b"replica", "theta_digest", b"theta_digest", "tokens_per_epoch", b"tokens_per_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_round", b"applied_round", "config_digest", b"config_digest", "corpus_digest", b"corpus_digest", "incarnation", b"incarnation", "proof", b"proof", "proved_at_s", b"proved_at_s", "replica", b"replica", "theta_digest", b"theta_digest", "tokens_per_epoch", b"tokens_per_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -710,6 +718,41 @@ class StatusRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusRequest: _TypeAlias = StatusRequest  # noqa: Y015
+
+@_typing.final
+class StopRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """One line for the people who watch the run."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopRequest: _TypeAlias = StopRequest  # noqa: Y015
+
+@_typing.final
+class StopReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopReply: _TypeAlias = StopReply  # noqa: Y015
 
 @_typing.final
 class StatusReply(_message.Message):

@@ -49,6 +49,11 @@ class RoundsStub:
                 request_serializer=protos_dot_round__pb2.StatusRequest.SerializeToString,
                 response_deserializer=protos_dot_round__pb2.StatusReply.FromString,
                 _registered_method=True)
+        self.Stop = channel.unary_unary(
+                '/dist_train.v1.Rounds/Stop',
+                request_serializer=protos_dot_round__pb2.StopRequest.SerializeToString,
+                response_deserializer=protos_dot_round__pb2.StopReply.FromString,
+                _registered_method=True)
 
 
 class RoundsServicer:
@@ -77,6 +82,13 @@ class RoundsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Stop(self, request, context):
+        """Ends the run for everybody; launching it again resumes it. For the operator alone: see docs/security.md.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoundsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_RoundsServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=protos_dot_round__pb2.StatusRequest.FromString,
                     response_serializer=protos_dot_round__pb2.StatusReply.SerializeToString,
+            ),
+            'Stop': grpc.unary_unary_rpc_method_handler(
+                    servicer.Stop,
+                    request_deserializer=protos_dot_round__pb2.StopRequest.FromString,
+                    response_serializer=protos_dot_round__pb2.StopReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +194,33 @@ class Rounds:
             '/dist_train.v1.Rounds/Status',
             protos_dot_round__pb2.StatusRequest.SerializeToString,
             protos_dot_round__pb2.StatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stop(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dist_train.v1.Rounds/Stop',
+            protos_dot_round__pb2.StopRequest.SerializeToString,
+            protos_dot_round__pb2.StopReply.FromString,
             options,
             channel_credentials,
             insecure,

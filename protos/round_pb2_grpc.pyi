@@ -42,6 +42,8 @@ class RoundsStub:
     """The rounds that were committed after `after_round`, oldest first: what a replica that was away applies to catch up."""
     Status: _grpc.UnaryUnaryMultiCallable[_round_pb2.StatusRequest, _round_pb2.StatusReply]
     """What the run is doing now, for people and for the launcher. Changes nothing."""
+    Stop: _grpc.UnaryUnaryMultiCallable[_round_pb2.StopRequest, _round_pb2.StopReply]
+    """Ends the run for everybody; launching it again resumes it. For the operator alone: see docs/security.md."""
 
 @_typing.type_check_only
 class RoundsAsyncStub(RoundsStub):
@@ -55,6 +57,8 @@ class RoundsAsyncStub(RoundsStub):
     """The rounds that were committed after `after_round`, oldest first: what a replica that was away applies to catch up."""
     Status: _aio.UnaryUnaryMultiCallable[_round_pb2.StatusRequest, _round_pb2.StatusReply]  # type: ignore[assignment]
     """What the run is doing now, for people and for the launcher. Changes nothing."""
+    Stop: _aio.UnaryUnaryMultiCallable[_round_pb2.StopRequest, _round_pb2.StopReply]  # type: ignore[assignment]
+    """Ends the run for everybody; launching it again resumes it. For the operator alone: see docs/security.md."""
 
 class RoundsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -83,5 +87,13 @@ class RoundsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_round_pb2.StatusReply, _abc.Awaitable[_round_pb2.StatusReply]]:
         """What the run is doing now, for people and for the launcher. Changes nothing."""
+
+    @_abc_1.abstractmethod
+    def Stop(
+        self,
+        request: _round_pb2.StopRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_round_pb2.StopReply, _abc.Awaitable[_round_pb2.StopReply]]:
+        """Ends the run for everybody; launching it again resumes it. For the operator alone: see docs/security.md."""
 
 def add_RoundsServicer_to_server(servicer: RoundsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,7 +10,7 @@ from tests.comms.members import CoordinatorThread, rules
 if __name__ == "__main__":
     folder, replicas, address = sys.argv[1:]
     coordinator = CoordinatorThread(Path(folder), rules(replicas), address)
-    print(coordinator.address, flush=True)  # noqa: T201
+    print(coordinator.address, flush=True)
     coordinator.join()
     if coordinator.error is not None:
         raise coordinator.error

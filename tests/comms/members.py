@@ -25,6 +25,7 @@ from comms.coordinator import COORDINATOR, coordinate
 from comms.grpc_transport import GrpcTransport, Route, TransportSettings
 from comms.ledger import Ledger
 from comms.run_state import RoundRules
+from comms.security import Loopback, Security
 from comms.store import PayloadStore, digest_of
 from comms.transport import Transport
 
@@ -42,18 +43,35 @@ def rules(replicas: str, *, rounds: int = 3, min_replicas: int | None = None, **
     )  # fmt: skip
 
 
-def settings(replica: str, address: str, route: Route = "direct", outage_deadline_s: float = 20.0) -> TransportSettings:
-    return TransportSettings(replica, address, route, "loopback", 0.5, 10.0, outage_deadline_s)
+def loopback(member: str) -> Security:
+    """How a member of these tests talks, unless a test says otherwise."""
+    del member
+    return Loopback()
+
+
+def settings(
+    replica: str,
+    address: str,
+    route: Route = "direct",
+    outage_deadline_s: float = 20.0,
+    security: Callable[[str], Security] = loopback,
+) -> TransportSettings:
+    return TransportSettings(replica, address, route, security(replica), 0.5, 10.0, outage_deadline_s)
 
 
 @contextmanager
 def transport_of(
-    folder: Path, replica: str, address: str, route: Route = "direct", outage_deadline_s: float = 20.0
+    folder: Path,
+    replica: str,
+    address: str,
+    route: Route = "direct",
+    outage_deadline_s: float = 20.0,
+    security: Callable[[str], Security] = loopback,
 ) -> Iterator[GrpcTransport]:
     """A transport with a store and a ledger of its own below `folder`, closed at the end."""
     with Ledger(folder / f"{replica}.jsonl", replica) as ledger:
         transport = GrpcTransport(
-            settings(replica, address, route, outage_deadline_s), PayloadStore(folder / replica), ledger
+            settings(replica, address, route, outage_deadline_s, security), PayloadStore(folder / replica), ledger
         )
         try:
             yield transport
@@ -73,7 +91,15 @@ def theta_digest(applied: list[Manifest]) -> str:
 class CoordinatorThread:
     """A coordinator on a loop in a thread of its own."""
 
-    def __init__(self, folder: Path, run_rules: RoundRules, address: str = "127.0.0.1:0", route: Route = "direct"):
+    def __init__(
+        self,
+        folder: Path,
+        run_rules: RoundRules,
+        address: str = "127.0.0.1:0",
+        route: Route = "direct",
+        security: Callable[[str], Security] = loopback,
+    ):
+        self._security = security(COORDINATOR)
         self.address = ""
         self.error: Exception | None = None
         self._listening = threading.Event()
@@ -125,7 +151,7 @@ class CoordinatorThread:
                 run="test",
                 rules=run_rules,
                 address=address,
-                security="loopback",
+                security=self._security,
                 journal_path=folder / "coordinator.sqlite",
                 ledger=ledger,
                 metrics=folder / "metrics.jsonl",
@@ -146,7 +172,9 @@ class Member:
         route: Route = "direct",
         before_report: Callable[[int], None] = lambda _: None,
         before_acknowledge: Callable[[int], None] = lambda _: None,
+        security: Callable[[str], Security] = loopback,
     ) -> None:
+        self._security = security
         self.name = name
         self.applied: list[Manifest] = []
         self.contents: list[dict[str, bytes]] = []
@@ -167,7 +195,7 @@ class Member:
 
     def _run(self, folder: Path, address: str, route: Route) -> None:
         try:
-            with transport_of(folder, self.name, address, route) as transport:
+            with transport_of(folder, self.name, address, route, security=self._security) as transport:
                 transport.join(join_of(self.name, transport))
                 self._follow(transport)
         except Exception as error:  # noqa: BLE001 - the test's own thread raises it

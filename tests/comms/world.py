@@ -37,7 +37,20 @@ from comms.agreement import (
 )
 from comms.leases import Lease, Segment, merge
 from comms.rounds import advance, next_deadline_s
-from comms.run_state import Alive, Event, Heard, Phase, Record, Restarted, RoundRules, RunState, Send, Ticked
+from comms.run_state import (
+    Alive,
+    Event,
+    Gone,
+    Heard,
+    Phase,
+    Record,
+    Restarted,
+    RoundRules,
+    RunState,
+    Send,
+    Slept,
+    Ticked,
+)
 
 HEARTBEAT_S = 2.0
 CONFIG, CORPUS = "c0" * 32, "d0" * 32
@@ -55,11 +68,12 @@ def rules(
     publish_deadline_s: float = 20.0,
     fetch_deadline_s: float = 10.0,
     liveness_deadline_s: float = 5.0,
+    reconnect_deadline_s: float = 3.0,
 ) -> RoundRules:
     """Rules whose deadlines all differ; the replicas are the letters of `replicas`."""
     return RoundRules(
         tuple(replicas), CONFIG, rounds, lease_tokens, min_replicas,
-        gather_deadline_s, publish_deadline_s, fetch_deadline_s, liveness_deadline_s,
+        gather_deadline_s, publish_deadline_s, fetch_deadline_s, liveness_deadline_s, reconnect_deadline_s,
     )  # fmt: skip
 
 
@@ -196,9 +210,24 @@ class World:
             )  # fmt: skip
             self.connect(name)
 
-    def crash(self, *names: str) -> None:
+    def crash(self, *names: str, noticed: bool = True) -> None:
+        """Processes end. The coordinator notices that their streams broke, unless their machines went as well."""
         for name in names:
-            self[name].mode, self[name].connected = "dead", False
+            self[name].mode = "dead"
+            self._break_stream(name, noticed)
+
+    def _break_stream(self, name: str, noticed: bool) -> None:
+        replica = self[name]
+        had_joined = replica.connected and replica.joined
+        replica.connected = False
+        if had_joined and noticed:
+            self.feed(Gone(name))
+
+    def stand_still(self, seconds: float) -> None:
+        """The coordinator's process is stopped for a while; the world goes on, and it hears nothing of it."""
+        self.now_s += seconds
+        self.heartbeat_due_s = self.now_s
+        self.feed(Slept(seconds))
 
     def connect(self, name: str) -> None:
         """Opens a stream; it begins with the join, and the report that may have been lost with the stream before."""
@@ -209,10 +238,10 @@ class World:
             opening.append(replica.report)
         replica.outbox = deque([*opening, *replica.outbox])
 
-    def cut(self, name: str, lost_inbound: int = 1000, lost_outbound: int = 0) -> None:
+    def cut(self, name: str, lost_inbound: int = 1000, lost_outbound: int = 0, *, noticed: bool = True) -> None:
         """Breaks a stream; what was under way is lost."""
         replica = self[name]
-        replica.connected = False
+        self._break_stream(name, noticed)
         for _ in range(min(lost_inbound, len(replica.inbox))):
             replica.inbox.pop()
         for _ in range(min(lost_outbound, len(replica.outbox))):
@@ -238,9 +267,11 @@ class World:
         replica.heard.append(message)
         match message:
             case Refusal(reason):
-                replica.mode, replica.connected, replica.refused = "dead", False, reason
+                replica.refused = reason
+                self.crash(name)
             case Finish(failure):
-                replica.mode, replica.connected = "dead" if failure else "ended", False
+                self.crash(name)
+                replica.mode = "dead" if failure else "ended"
             case Proposal(round=number) if replica.mode == "agree" and replica.plan and number == replica.plan.round:
                 problems = {e.digest for e in message.manifest} & replica.refuses
                 answer = tuple(Problem(d, f"{self.work_of[d][0]}'s payload is broken") for d in sorted(problems))
