@@ -171,7 +171,7 @@ class _Step:
         is_open = state.phase in (Phase.GATHER, Phase.WORK, Phase.AGREE) and report.round == state.committed_round + 1
         if not is_open or replica not in state.leases or (state.phase is Phase.AGREE and replica in state.reports):
             return  # of another round, or twice: its error feedback keeps what it found
-        if reason := _unusable(report, state.rules.most_payload_bytes):
+        if reason := _unusable(report, state.rules):
             self._leave_out(replica, reason)
             return
         if state.phase is Phase.AGREE:
@@ -609,15 +609,17 @@ class _Step:
         self.actions.append(Send(replica, message))
 
 
-def _unusable(report: Report, most_payload_bytes: int) -> str:
+def _unusable(report: Report, rules: RoundRules) -> str:
     """Why this report can't be part of any manifest, or nothing."""
     fragments = [payload.fragment for payload in report.payloads]
     if not math.isfinite(report.loss):
         return f"its loss is {report.loss}"
     if not fragments or len(set(fragments)) != len(fragments):
         return f"its fragments are {fragments}"
-    if (num_bytes := sum(payload.num_bytes for payload in report.payloads)) > most_payload_bytes:
-        return f"its payloads are {num_bytes} bytes, more than exchange.most_payload_bytes = {most_payload_bytes}"
+    if (num_bytes := sum(payload.num_bytes for payload in report.payloads)) > rules.most_payload_bytes:
+        return f"its payloads are {num_bytes} bytes, more than exchange.most_payload_bytes = {rules.most_payload_bytes}"
+    if report.tokens > 2 * rules.lease_tokens:  # a lease's last document may reach beyond it, but not so far
+        return f"it claims {report.tokens} tokens of a lease of {rules.lease_tokens}: that is too much weight"
     return ""
 
 

@@ -155,7 +155,7 @@ def agree(replica: Replica, round_number: int, mail: Mail, work: Work) -> Commit
                 replica.transport.send(Acknowledge(number, message.attempt, problems))
             case CommittedRound(round=number) if number == round_number:
                 return message
-            case CatchUp():  # it was committed while the coordinator, or this replica, was away
+            case CatchUp(committed_round) if committed_round >= round_number:  # it was committed while the coordinator, or this replica, was away
                 return replica.transport.history(round_number - 1)[0]
             case Finish(failure) if failure:
                 raise RunFailed(failure)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dist_train.report.contents import TrafficPart
 from dist_train.report.metrics import read_json_lines
@@ -71,12 +71,13 @@ def predicted_exchange_bytes(
     contributors: Iterable[int],
     payloads_bytes: Sequence[int],
     route: str,
-    stream_bytes: Callable[[int], int],
+    stream_bytes: Callable[[int, Literal["get", "put"]], int],
 ) -> int:
     """What the pseudo-gradients of rounds of so many `contributors` should have cost, sent by anybody.
 
-    R replicas, each with payloads of `payloads_bytes`, whose streams take s = sum of stream_bytes(payload):
-    `direct` sends each to the R - 1 others, R (R - 1) s; `relay` sends each up once and down R - 1 times, R R s.
+    R replicas, each with payloads of `payloads_bytes`, whose streams take g = sum of stream_bytes(payload, "get") to
+    get and p, likewise, to put: each is got by the R - 1 others, R (R - 1) g, and under `relay` put once before, R p.
     """
-    contribution_bytes = sum(stream_bytes(size) for size in payloads_bytes)
-    return sum(r * (r if route == "relay" else r - 1) * contribution_bytes for r in contributors)
+    get_bytes = sum(stream_bytes(size, "get") for size in payloads_bytes)
+    put_bytes = sum(stream_bytes(size, "put") for size in payloads_bytes) if route == "relay" else 0
+    return sum(r * ((r - 1) * get_bytes + put_bytes) for r in contributors)
