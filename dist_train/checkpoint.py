@@ -97,17 +97,17 @@ class Checkpoints:
         return Snapshot(info, outer["theta"], outer.get("shared", {}), own.get("own", {}), own.get("inner", {}))
 
     def _rounds(self, name: str) -> list[int]:
-        files = self._folder.glob(f"round-*/{name}.safetensors")
-        return [int(match[1]) for file in files if (match := _ROUND.fullmatch(file.parent.name))]
+        folders = [folder for folder in self._folder.glob("round-*") if (folder / f"{name}.safetensors").exists()]
+        return [int(match[1]) for folder in folders if (match := _ROUND.fullmatch(folder.name))]
 
     def _prune(self) -> None:
         """Deletes this replica's old files, and with the last replica's what they shared."""
         for number in sorted(self._rounds(self._replica))[: -self._keep]:
             folder = self._folder / f"round-{number}"
-            (folder / f"{self._replica}.safetensors").unlink(missing_ok=True)
-            if [file.name for file in folder.glob("*.safetensors")] == [f"{OUTER}.safetensors"]:
-                (folder / f"{OUTER}.safetensors").unlink(missing_ok=True)
-                with suppress(OSError):  # another replica writes its own here right now
+            with suppress(OSError):  # another replica deletes the same, or writes its own here, right now
+                (folder / f"{self._replica}.safetensors").unlink(missing_ok=True)
+                if [file.name for file in folder.glob("*.safetensors")] == [f"{OUTER}.safetensors"]:
+                    (folder / f"{OUTER}.safetensors").unlink(missing_ok=True)
                     folder.rmdir()
 
 
