@@ -1,7 +1,8 @@
 """Real pseudo-gradients to measure codecs with: a short SparseLoCo run, no network, its accumulated buffers kept.
 
     R replicas of a Llama on the text of Python's standard library, by turns on this machine:
-    H inner AdamW steps -> a_r = beta e_r + Delta_r (what the codec is given) -> encode, decode -> aggregate -> outer step
+    H inner AdamW steps -> a_r = beta e_r + Delta_r, what the codec is given
+    -> encode, decode -> aggregate -> outer step
 
 Of the last rounds every a_r is written to FOLDER/round-N.replica-R.safetensors, a tensor each, called
 FRAGMENT/PARAMETER, in the parameter's own shape; the settings stand in the file's metadata.
@@ -137,7 +138,9 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--steps", type=int, default=15, help="H, inner steps in a round (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=8, help="last round that is run, and written (default %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=8, help="last round that is run, and written (default %(default)s)"
+    )
     parser.add_argument("--first-kept", type=int, default=5, help="first round written (default %(default)s)")
     parser.add_argument(
         "--schedule-rounds", type=int, default=40, help="where the learning rate's cosine ends (default %(default)s)"

@@ -26,6 +26,7 @@ from comms.errors import AccessError, RunFailed
 from comms.join_token import Doorkeeper
 from comms.journal import Journal
 from comms.ledger import Ledger
+from comms.limits import Throttle
 from comms.payloads import PayloadService
 from comms.rounds import advance, next_deadline_s
 from comms.run_state import (
@@ -54,6 +55,8 @@ COORDINATOR = "coordinator"
 """The coordinator's name in ledgers and as a holder of payloads."""
 
 _LINGER_S = 10.0
+_MESSAGES_AT_ONCE, _MESSAGES_PER_S = 200, 50.0
+"""What one replica may say; a round needs a handful, and catching up one for each round."""
 _TICK_S = 1.0
 _ASLEEP_S = 3.0
 """More than this between two ticks: the process was stopped, or the machine slept. The silence was ours."""
@@ -180,8 +183,10 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
 
     async def _listen(self, replica: str, stream: _Stream, requests: AsyncIterator[pb.MemberMessage]) -> None:
         """Feeds the machine with what a replica says, until its stream ends."""
+        throttle = Throttle(burst=_MESSAGES_AT_ONCE, per_s=_MESSAGES_PER_S)
         try:
             async for request in requests:
+                await throttle.wait()  # each may cost a write to the disk
                 if self._streams.get(replica) is not stream:
                     break
                 self._ledger.control(peer=replica, direction="received", num_bytes=request.ByteSize())

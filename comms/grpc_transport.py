@@ -230,6 +230,7 @@ class GrpcTransport:
                 pass
             except grpc.aio.AioRpcError as error:
                 why = str(error.details())
+                connected = connected and error.code() is not grpc.StatusCode.UNAUTHENTICATED
                 _log.debug("conversation broke: %s", why)
                 if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                     raise Refused(f"the coordinator does not understand this replica: {why}") from None

@@ -1,8 +1,9 @@
-"""How much of a peer one caller may take: so many streams at once, and none that only pretends to move."""
+"""How much of a peer one caller may take: so many streams and messages, and no stream that only pretends to move."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,22 @@ class Pace:
     def next_by_s(self, started_s: float, now_s: float, num_bytes: int) -> float:
         """When the next bytes must have come, after `num_bytes` that came since `started_s`."""
         return self.grace_s + min(now_s, started_s + num_bytes / self.least_bytes_per_s)
+
+
+class Throttle:
+    """Lets `burst` through at once and then `per_s` a second; who brings more is made to wait."""
+
+    def __init__(self, burst: int, per_s: float) -> None:
+        self._allowance_s = burst / per_s
+        self._each_s = 1 / per_s
+        self._due_s = -math.inf
+
+    async def wait(self) -> None:
+        """Takes the place of one."""
+        now_s = asyncio.get_running_loop().time()
+        self._due_s = max(self._due_s, now_s - self._allowance_s) + self._each_s
+        if self._due_s > now_s:
+            await asyncio.sleep(self._due_s - now_s)
 
 
 class Turns:

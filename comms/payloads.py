@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,7 +95,7 @@ class PayloadService(pb_grpc.PayloadsServicer):
             if payload is None:
                 await context.abort(grpc.StatusCode.NOT_FOUND, f"payload {digest[:12]} is not here")
             started_s, sent_bytes = time.monotonic(), 0
-            leash = _Leash(self._pace)
+            leash = _Leash(self._pace, context)
             try:
                 for chunk in _chunks(payload, min(request.offset, len(payload))):
                     yield chunk
@@ -163,10 +164,12 @@ class PayloadService(pb_grpc.PayloadsServicer):
 
 
 class _Leash:
-    """Cancels the call that it is made in when its reader takes the bytes too slowly."""
+    """Ends the call that it is made in when its reader takes the bytes too slowly."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: Pace, context: grpc.aio.ServicerContext[pb.GetRequest, pb.Chunk]) -> None:
         self._pace = pace
+        self._context = context
+        self._ending: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._call = asyncio.current_task()
         self._started_s = self._loop.time()
@@ -183,8 +186,14 @@ class _Leash:
         self._timer.cancel()
 
     def _pull(self) -> None:
+        self._ending = asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        """Says why, which the reader may keep us from for as long as it likes; the call does not wait for that."""
         if self._call is not None:
-            self._call.cancel()
+            self._loop.call_soon(self._call.cancel)  # when the status is on its way: a cancelled call sends none
+        with suppress(grpc.aio.AbortError):
+            await refuse(self._context, TooSlow("the payload was taken too slowly; ask again for the rest"))
 
 
 def _announced(header: pb.PutHeader) -> Parcel:

@@ -1,13 +1,16 @@
 """Adaptive bits, and the small whole numbers made of them.
 
-A *context* is what was seen where a bit stands: p, its chance of being 1 in units of 2^-16, and how often it was used, n.
+A *context* is what was seen where a bit stands: p, its chance of being 1 in units of 2^-16, and how often it was used,
+n:
 
-    p += ((bit << 16) - p) SHARE[n] >> 16,  SHARE[n] = 2^16 / (n + 1.6), n at most 60; p within 2^7 of neither end   (1)
+    p += ((bit << 16) - p) SHARE[n] >> 16,  SHARE[n] = 2^16 / (n + 1.6),  n at most 60;  p is 2^7 from either end    (1)
 
-A number is written as: is it 0; if not (and it may be negative) is it negative; then |d| - 1 in unary, each step with
-its own context, and from UNARY steps on Exp-Golomb with even bits: as many 1s as the rest + 1 has binary digits after the
-first, a 0, those digits.   (2)
+A number d is written as: is it 0; if not (and it may be negative) is it negative; then |d| - 1 in unary, each step
+with its own context; after UNARY steps what is left in Exp-Golomb with even bits: of the rest + 1 as many 1s as it has
+binary digits after the first, a 0, those digits (2).
 """
+
+# ruff: noqa: PLR0917 - compiled functions have no keyword arguments
 
 from __future__ import annotations
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from compression.scatter import add_at, count_at
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -50,6 +52,9 @@ class Update:
 
     def add_to(self, flat: Tensor, weight: float = 1.0) -> None:
         """Adds `weight` times this update to `flat` in place: for each value one rounded product, one rounded sum."""
+        if self.positions is not None and flat.device.type == "cpu":
+            add_at(flat, self.positions, self.values, weight)
+            return
         values = self.values if weight == 1.0 else self.values * weight
         if self.positions is None:
             flat.add_(values)
@@ -60,6 +65,8 @@ class Update:
         """Adds one to `counts` (num_values,) wherever this update has a value."""
         if self.positions is None:
             counts.add_(1)
+        elif counts.device.type == "cpu":
+            count_at(counts, self.positions)
         else:
             counts[self.positions] += 1
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numba
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 numba.config.SLP_VECTORIZE = 1  # straight-line code in vector instructions: eight times the speed in `signs`
+int64 = cast("Callable[[Any], int]", np.int64)
+"""A number widened to 64 bits; without it numba works with what an array holds."""
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
 

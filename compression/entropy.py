@@ -14,6 +14,7 @@ Differs: ours. docs/experiments.md says what it saves, and what else was tried.
 
 from __future__ import annotations
 
+import math
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 MOST_WORDS_PER_VALUE = 4
 MOST_WORDS_PER_LEVEL = 12
 """No symbol can take more 16-bit words."""
+PLACE_SHARE = 0.97
+SIGN_BITS = 0.84
+MAGNITUDE_BITS = 0.5
+LEVEL_BITS = 2.2
 _LENGTH_BYTES = 4
 
 
@@ -45,7 +50,7 @@ class Entropy:
     """Adaptive models and a range coder. A `compression.streams.StreamCoder` for levels of 12 bits, codes of 1 or 2."""
 
     coder_id = 2
-    streams = ("lanes",)
+    streams: tuple[str, ...] = ("lanes",)
 
     def encode(self, symbols: Symbols, quota: Quota, quantizer: Quantizer) -> Sequence[bytes]:
         """The lengths of all lanes but the last, and the lanes."""
@@ -53,9 +58,9 @@ class Entropy:
         lanes = lanes_of(quota)
         places = symbols.places.astype(np.uint16)
         levels, codes = symbols.levels.astype(np.uint16), symbols.codes.astype(np.uint8)
-        most = [_most_words(lane, quota, quantizer) for lane in lanes]
+        most = [_most_words(lane, quantizer) for lane in lanes]
         buffers = [np.empty(words, np.uint16) for words in most]
-        used = _code(buffers, False, lanes, Symbols(places, levels, codes), quota, quantizer)
+        used = _code(buffers, lanes, Symbols(places, levels, codes), quota, quantizer, decoding=False)
         parts = [buffer[:n].astype("<u2", copy=False).tobytes() for buffer, n in zip(buffers, used, strict=True)]
         return [b"".join([*(struct.pack("<I", len(part)) for part in parts[:-1]), *parts])]
 
@@ -69,7 +74,7 @@ class Entropy:
             np.empty(quantizer.num_levels(quota), np.uint16),
             np.empty(quota.total, np.uint8),
         )
-        read = _code(parts, True, lanes, symbols, quota, quantizer)
+        read = _code(parts, lanes, symbols, quota, quantizer, decoding=True)
         for number, (part, words) in enumerate(zip(parts, read, strict=True)):
             if words != len(part):
                 raise PayloadError(f"lanes: lane {number} has {2 * len(part)} bytes, but its symbols take {2 * words}")
@@ -77,23 +82,41 @@ class Entropy:
 
     def limits(self, quota: Quota, quantizer: Quantizer) -> Sequence[tuple[int, int]]:
         """One word a lane, and the most that all symbols can take."""
+        _check(quantizer)
         lanes = lanes_of(quota)
         lengths = _LENGTH_BYTES * (len(lanes) - 1)
-        most = sum(_most_words(lane, quota, quantizer) for lane in lanes)
+        most = sum(_most_words(lane, quantizer) for lane in lanes)
         return [(lengths + 2 * len(lanes), lengths + 2 * most)]
 
     def expected(self, quota: Quota, quantizer: Quantizer) -> int:
-        """About what real pseudo-gradients take: see `_EXPECTED`."""
-        raise NotImplementedError
+        """What real pseudo-gradients take after the first rounds: measured shares of what can be calculated.
+
+        PLACE_SHARE of the uniform bound log2 binomial(real values, kept) of each chunk, SIGN_BITS and MAGNITUDE_BITS
+        a value, LEVEL_BITS a level. docs/experiments.md says how far they differ from model to model.
+        """
+        per_value = SIGN_BITS + MAGNITUDE_BITS * (quantizer.code_bits - 1)
+        bits = PLACE_SHARE * uniform_bound_bits(quota) + per_value * quota.total
+        bits += LEVEL_BITS * quantizer.code_bits * quota.layout.num_chunks
+        return math.ceil(bits / 8) + (2 + _LENGTH_BYTES) * len(lanes_of(quota)) - _LENGTH_BYTES
+
+
+def uniform_bound_bits(quota: Quota) -> float:
+    """Bits that the places take when all are equally likely: the sum of log2 binomial(real values, kept)."""
+    pairs, times = np.unique(np.stack([quota.layout.num_real, quota.counts]), axis=1, return_counts=True)
+    bits = 0.0
+    for n, k, count in zip(*pairs.tolist(), times.tolist(), strict=True):
+        bits += count * (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+    return bits
 
 
 def _code(
     words: Sequence[Words],
-    decoding: bool,
     lanes: Sequence[Sequence[Slab]],
     symbols: Symbols,
     quota: Quota,
     quantizer: Quantizer,
+    *,
+    decoding: bool,
 ) -> list[int]:
     """Writes or reads every lane; how many words each has, or must have."""
 
@@ -123,7 +146,7 @@ def _split(stream: memoryview, num_lanes: int) -> list[Words]:
     return parts
 
 
-def _most_words(lane: Sequence[Slab], quota: Quota, quantizer: Quantizer) -> int:
+def _most_words(lane: Sequence[Slab], quantizer: Quantizer) -> int:
     """Words that no coding of the lane's symbols exceeds."""
     values = sum(slab.num_values for slab in lane)
     chunks = sum(slab.num_chunks for slab in lane)

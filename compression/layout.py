@@ -129,18 +129,21 @@ class ChunkLayout:
         self.num_chunks = first
         self.num_values = first * chunk
         real = [np.broadcast_arrays(_real(s.rows, s.height)[:, None], _real(s.cols, s.width)) for s in spans]
-        self._real_rows = np.concatenate([rows.ravel() for rows, _ in real])
-        self._real_cols = np.concatenate([cols.ravel() for _, cols in real])
-        self._widths = np.repeat(np.array([s.width for s in spans]), [s.num_chunks for s in spans])
-        self.num_real: NDArray[np.int64] = self._real_rows * self._real_cols
+        self.real_rows: NDArray[np.int64] = np.concatenate([rows.ravel() for rows, _ in real])
+        self.real_cols: NDArray[np.int64] = np.concatenate([cols.ravel() for _, cols in real])
+        self.widths: NDArray[np.int64] = np.repeat(
+            np.array([s.width for s in spans], np.int64), [s.num_chunks for s in spans]
+        )
+        """(num_chunks,) each: rows and columns of each chunk that are the tensor's, and how wide its rows are."""
+        self.num_real: NDArray[np.int64] = self.real_rows * self.real_cols
         """(num_chunks,): how many values of each chunk are the tensor's, not padding."""
         self.partial: NDArray[np.int64] = np.flatnonzero(self.num_real < chunk)
         """The chunks that have padding, ascending."""
 
     def is_real(self, chunks: NDArray[np.int64], places: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether `places` (below C) of `chunks`, broadcast together, are the tensor's and not padding."""
-        rows, cols = np.divmod(places, self._widths[chunks])
-        return np.asarray((rows < self._real_rows[chunks]) & (cols < self._real_cols[chunks]))
+        rows, cols = np.divmod(places, self.widths[chunks])
+        return np.asarray((rows < self.real_rows[chunks]) & (cols < self.real_cols[chunks]))
 
     def span_of(self, chunk: int) -> Span:
         """The tensor that chunk number `chunk` belongs to."""

@@ -59,7 +59,8 @@ def log2_of(x: int) -> int:
     bits = np.float64(x).view(np.int64)
     i = (bits >> (52 - _TABLE_BITS)) & ((1 << _TABLE_BITS) - 1)
     fraction = (bits >> (32 - _TABLE_BITS)) & ((1 << 20) - 1)
-    return (((bits >> 52) - 1023) << LOG_BITS) + LOG[i] + (((LOG[i + 1] - LOG[i]) * fraction) >> 20)
+    log: int = (((bits >> 52) - 1023) << LOG_BITS) + LOG[i] + (((LOG[i + 1] - LOG[i]) * fraction) >> 20)
+    return log
 
 
 @inlined
@@ -70,4 +71,5 @@ def two_to_minus(y: int) -> int:
         return 0
     i = (y >> (LOG_BITS - _TABLE_BITS)) & ((1 << _TABLE_BITS) - 1)
     fraction = y & ((1 << (LOG_BITS - _TABLE_BITS)) - 1)
-    return (POWER[i] - (((POWER[i] - POWER[i + 1]) * fraction) >> (LOG_BITS - _TABLE_BITS))) >> whole
+    power: int = (POWER[i] - (((POWER[i] - POWER[i + 1]) * fraction) >> (LOG_BITS - _TABLE_BITS))) >> whole
+    return power

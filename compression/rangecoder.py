@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from compression.compiled import compiled, inlined
+from compression.compiled import compiled, inlined, int64
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,12 +51,12 @@ class Coder(NamedTuple):
 @compiled
 def begin(words: Words, decoding: int) -> Coder:
     """The state before the first symbol."""
-    low = np.int64(0)
+    low = int64(0)
     if decoding:
         for position in range(3):
             low = low << 16 | _word(words, position)
-        return Coder(low, np.int64(1 << _LOW_BITS), np.int64(3), np.int64(1))
-    return Coder(low, np.int64(1 << _LOW_BITS), np.int64(0), np.int64(0))
+        return Coder(low, int64(1 << _LOW_BITS), int64(3), int64(1))
+    return Coder(low, int64(1 << _LOW_BITS), int64(0), int64(0))
 
 
 @inlined
@@ -134,4 +134,4 @@ def _sum(coder: Coder, words: Words, offset: int) -> int:
 @inlined
 def _word(words: Words, position: int) -> int:
     """A word, 0 after the last one."""
-    return np.int64(words[position]) if position < len(words) else np.int64(0)
+    return int64(words[position]) if position < len(words) else int64(0)

@@ -3,9 +3,9 @@
     gap      places from the one before in the chunk, or from its beginning, that are passed over; 0 or more
     q, rest  gap = q 2^b + rest,  b = floor(log2(max(1, 45 (C - k) / (64 (k + 1)))))           (1)
 
-with b the usual choice for gaps of that mean (45 / 64 for ln 2). Of all gaps first the q, each as so many 0 bits and a 1,
-then the rests, b bits each, then levels and codes at fixed widths. 7.5 bits for a place at k = 64 of 4096, where the
-uniform bound is 7.36: what is left is in the levels and in what the entropy coder learns.
+with b the usual choice for gaps of that mean (45 / 64 for ln 2). Of all gaps first the q, each as so many 0 bits and
+a 1, then the rests, b bits each, then levels and codes at fixed widths. 7.5 bits for a place at k = 64 of 4096, where
+the uniform bound is 7.36.
 
 Paper: Rice & Plaunt 1971; Golomb 1966 for (1).
 """
@@ -33,7 +33,7 @@ class Rice:
     """Rice codes for places, fixed widths for the rest. A `compression.streams.StreamCoder` for every quantizer."""
 
     coder_id = 1
-    streams = ("quotients", "rests", "levels", "codes")
+    streams: tuple[str, ...] = ("quotients", "rests", "levels", "codes")
 
     def encode(self, symbols: Symbols, quota: Quota, quantizer: Quantizer) -> Sequence[bytes]:
         """Four streams."""

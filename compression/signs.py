@@ -16,13 +16,15 @@ Everything is in units of 2^-16, in integers, rounded down.
 Differs: ours altogether. On real pseudo-gradients: 0.6 to 0.8 bits for a sign instead of 1 (docs/experiments.md).
 """
 
+# ruff: noqa: PLR0917 - compiled functions have no keyword arguments
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compression.compiled import compiled, inlined
+from compression.compiled import compiled, inlined, int64
 from compression.logarithm import LOG_BITS, POWER_BITS, two_to_minus
 from compression.rangecoder import BIT_BITS, code_bit
 
@@ -35,12 +37,12 @@ if TYPE_CHECKING:
     Factors = NDArray[np.int32]
 
 FACTORS = 8
-REPLAYS = 2
+REPLAYS = 4
 STEP = 26
 """s in units of 1/32."""
-DECAY = np.int32(162)
+DECAY = np.int32(250)
 """s d in units of 2^-12."""
-START = 1875
+START = 1250
 """The components of u and v are at first evenly spread between -START / 2 and START / 2."""
 BUCKETS = 33
 """Guesses are told apart in steps of a quarter, from -4 to 4."""
@@ -107,7 +109,7 @@ def replay(u: Factors, v: Factors, seen: NDArray[np.int32], count: int) -> None:
     for i in range(REPLAYS):
         y = ((REPLAYS * count + i) * 2654435761) & 0xFFFFFFFF
         n = (y * count) >> 32
-        _learn(u, v, seen[n, 0], seen[n, 1], np.int64(seen[n, 2]))
+        _learn(u, v, seen[n, 0], seen[n, 1], int64(seen[n, 2]))
 
 
 @inlined
@@ -117,7 +119,7 @@ def _guess(u: Factors, v: Factors, row: int, col: int) -> int:
     z = np.int32(0)
     for k in range(FACTORS):
         z = np.int32(z + np.int32(a[k] * b[k]))
-    return np.int64(z) >> _Q
+    return int64(z) >> _Q
 
 
 @inlined
@@ -128,7 +130,7 @@ def _learn(u: Factors, v: Factors, row: int, col: int, negative: int) -> None:
     b0, b1, b2, b3, b4, b5, b6, b7 = b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]
     z01, z23 = np.int32(np.int32(a0 * b0) + np.int32(a1 * b1)), np.int32(np.int32(a2 * b2) + np.int32(a3 * b3))
     z45, z67 = np.int32(np.int32(a4 * b4) + np.int32(a5 * b5)), np.int32(np.int32(a6 * b6) + np.int32(a7 * b7))
-    z = np.int64(np.int32(np.int32(z01 + z23) + np.int32(z45 + z67))) >> _Q
+    z = int64(np.int32(np.int32(z01 + z23) + np.int32(z45 + z67))) >> _Q
     chance = LOGISTIC[min(max((z >> (_Q - 6)) + 512, 0), 1024)]
     error = np.int32((((negative << _Q) - chance) * STEP) >> 5)
     a[0], a[1], a[2], a[3] = _moved(a0, b0, error), _moved(a1, b1, error), _moved(a2, b2, error), _moved(a3, b3, error)
@@ -142,8 +144,4 @@ def _moved(own: np.int32, other: np.int32, error: np.int32) -> np.int32:
     """One component after (3), within its limits; all in 32 bits."""
     change = np.int32(np.int32(np.int32(error * other) - np.int32(DECAY * own)) >> np.int32(_Q))
     moved = np.int32(own + change)
-    if moved > LIMIT:
-        moved = LIMIT
-    if moved < -LIMIT:
-        moved = np.int32(-LIMIT)
-    return moved
+    return min(max(moved, np.int32(-LIMIT)), LIMIT)

@@ -12,6 +12,8 @@ Contexts and the chances of guesses go on through the lane; weights and factors 
 with each row of blocks. A vector has nothing to learn from: its weights start anew with each chunk.
 """
 
+# ruff: noqa: PLR0917 - compiled functions have no keyword arguments
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ import numpy as np
 
 from compression import level
 from compression.bitmodel import NUMBER_CONTEXTS, code_in_context, code_number, new_contexts
-from compression.compiled import compiled
+from compression.compiled import compiled, int64
 from compression.placement import GROUP, PRIOR, code_places
 from compression.rangecoder import begin, end
 from compression.signs import code_sign, new_chances, replay, start_factors
@@ -118,10 +120,12 @@ def _code_slab(
                 for t in range(len(here)):
                     place = np.uint32(places[value + t])
                     here[t, 0], here[t, 1] = place // np.uint32(width), place % np.uint32(width)
-            coder = code_places(coder, words, here, rows, cols, row_weights, col_weights[left_col : left_col + cols], groups)
+            coder = code_places(
+                coder, words, here, rows, cols, row_weights, col_weights[left_col : left_col + cols], groups
+            )
             for t in range(len(here)):
                 places[value + t] = here[t, 0] * width + here[t, 1]
-                code = np.int64(codes[value + t])
+                code = int64(codes[value + t])
                 if vector:
                     coder, negative = code_in_context(coder, words, contexts, _VECTOR_SIGN, code & 1)
                 else:
@@ -144,13 +148,13 @@ def _code_levels(
 ) -> tuple[Coder, int, int]:
     """Codes the levels of a chunk (1), (2); returns low, and how far above it high is, at most 15."""
     at = chunk * code_bits
-    off = ((np.int64(levels[at]) - predicted + _HALF) & _MASK) - _HALF
+    off = ((int64(levels[at]) - predicted + _HALF) & _MASK) - _HALF
     coder, off = code_number(coder, words, contexts, _LOW, off, True)
     low = (predicted + off) & _MASK
     levels[at] = low
     if code_bits == 1:
         return coder, low, 0
-    distance = (np.int64(levels[at + 1]) - low) & _MASK
+    distance = (int64(levels[at + 1]) - low) & _MASK
     coder, distance = code_number(coder, words, contexts, _HIGH, distance, False)
     levels[at + 1] = (low + distance) & _MASK
     return coder, low, min(distance, _DISTANCES - 1)

@@ -72,7 +72,7 @@ class SparseCodec:
 
     def encode(self, flat: Tensor, layout: Layout) -> bytes:
         """The payload of (num_values,) fp32 values on any device. ValueError if one to be sent is not finite."""
-        quota = self._quota(layout)
+        quota = self.quota(layout)
         places, values = select(flat, quota)  # (1)
         codes, levels = self.quantizer.quantize(values, quota)  # (2)
         streams = self.coder.encode(Symbols(places, levels, codes), quota, self.quantizer)
@@ -80,7 +80,7 @@ class SparseCodec:
 
     def decode(self, payload: bytes, layout: Layout, device: torch.device | str = "cpu") -> Update:
         """The sparse update; PayloadError names the field that is wrong, and why."""
-        quota = self._quota(layout)
+        quota = self.quota(layout)
         streams = self._frame(layout).unseal(payload, self.coder.limits(quota, self.quantizer))
         symbols = self.coder.decode(streams, quota, self.quantizer)
         positions = _positions(symbols, quota)  # (4)
@@ -91,13 +91,14 @@ class SparseCodec:
 
     def num_values(self, layout: Layout) -> int:
         """k of every chunk, or all that a chunk has."""
-        return self._quota(layout).total
+        return self.quota(layout).total
 
     def num_bytes(self, layout: Layout) -> int:
         """Size of a payload, exact unless the stream coder's lengths vary."""
-        return self._frame(layout).overhead_bytes + self.coder.expected(self._quota(layout), self.quantizer)
+        return self._frame(layout).overhead_bytes + self.coder.expected(self.quota(layout), self.quantizer)
 
-    def _quota(self, layout: Layout) -> Quota:
+    def quota(self, layout: Layout) -> Quota:
+        """How many values of each chunk of `layout` are kept. TypeError unless this codec made it."""
         if not isinstance(layout, ChunkLayout) or layout.chunk != self.chunk:
             raise TypeError(f"{self.name} with chunk = {self.chunk} needs the layout that its own layout() makes")
         return Quota(layout, self.k)

@@ -2,7 +2,8 @@
 
     S_c = the k places of chunk c with the largest |a|, among equals the lowest places        (1)
 
-torch.topk leaves open which of several equal values it takes, and machines differ. So k + 1 values are asked for:
+On the CPU that is `largest`. On any other device it is torch.topk, which leaves open which of several equal values it
+takes; so k + 1 values are asked for:
 
     |a|_(k) > |a|_(k+1)   the set is unique, whatever topk did                                (2)
     |a|_(k) = |a|_(k+1)   those above |a|_(k) stay; the equal ones are chosen again, by the key C - place   (3)
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from compression.largest import largest
 from compression.layout import check_flat
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from compression.layout import ChunkLayout
     from compression.quota import Quota
 
-SLAB_VALUES = {"cpu": 1 << 21, "accelerator": 1 << 24}
-"""Values worked on at once: enough to keep the device busy, and far less than a fragment."""
+SLAB_VALUES = 1 << 24
+"""Values worked on at once: enough to keep a device busy, and less than a large fragment."""
 
 
 def select(flat: Tensor, quota: Quota) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
@@ -43,14 +45,24 @@ def select(flat: Tensor, quota: Quota) -> tuple[NDArray[np.uint16], NDArray[np.f
     """
     layout = quota.layout
     check_flat(flat, layout.num_values)
-    chunks = flat.detach().view(layout.num_chunks, layout.chunk)
+    if flat.device.type == "cpu":
+        places, values = largest(flat.detach().numpy(), quota)
+        _check_finite(places, values, quota)
+        return places, values
+    return _select_there(flat.detach(), quota)
+
+
+def _select_there(flat: Tensor, quota: Quota) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    """`select` by torch on the tensor's device: only what is kept is copied to main memory."""
+    layout = quota.layout
+    chunks = flat.view(layout.num_chunks, layout.chunk)
     if quota.k == layout.chunk:
         places, values = _everything(chunks, quota)
     else:
-        slab = max(1, SLAB_VALUES["cpu" if flat.device.type == "cpu" else "accelerator"] // layout.chunk)
+        slab = max(1, SLAB_VALUES // layout.chunk)
         workspace = torch.empty_like(chunks[:slab])  # one for all slabs: touching fresh memory costs more than top-k
         parts = [_largest(chunks[i : i + slab], i, quota, workspace) for i in range(0, layout.num_chunks, slab)]
-        places = quota.flat(torch.cat([part[0] for part in parts]).cpu().numpy())
+        places = quota.flat(torch.cat([part[0] for part in parts]).to(torch.int32).cpu().numpy())
         values = quota.flat(torch.cat([part[1] for part in parts]).cpu().numpy())
     _check(places, values, quota)
     return places.astype(np.uint16), values
@@ -63,7 +75,7 @@ def _largest(chunks: Tensor, first_chunk: int, quota: Quota, workspace: Tensor) 
     top = magnitudes.topk(k + 1, dim=1)  # (1)
     places = top.indices[:, :k]
     tied = (top.values[:, k - 1] == top.values[:, k]).nonzero()[:, 0]  # (2)
-    at_once = max(1, SLAB_VALUES["cpu"] // chunk)
+    at_once = max(1, SLAB_VALUES // chunk)
     for some in (tied[i : i + at_once] for i in range(0, len(tied), at_once)):
         padding = _padding(some.cpu().numpy() + first_chunk, quota.layout)
         places[some] = _untied(magnitudes[some], top.values[some, :k], places[some], padding)
@@ -112,7 +124,7 @@ def _everything(chunks: Tensor, quota: Quota) -> tuple[NDArray[np.int64], NDArra
     return places[real], values[real]
 
 
-def _check(places: NDArray[np.int64], values: NDArray[np.float32], quota: Quota) -> None:
+def _check_finite(places: NDArray[np.integer], values: NDArray[np.float32], quota: Quota) -> None:
     layout = quota.layout
     if not np.isfinite(values).all():
         worst = int(np.flatnonzero(~np.isfinite(values))[0])
@@ -123,6 +135,11 @@ def _check(places: NDArray[np.int64], values: NDArray[np.float32], quota: Quota)
             f"Tensor {span.name!r} holds {values[worst]} (place {place} of the flat buffer); only finite values can be "
             f"sent. Has the inner optimizer diverged?"
         )
+
+
+def _check(places: NDArray[np.integer], values: NDArray[np.float32], quota: Quota) -> None:
+    _check_finite(places, values, quota)
+    layout = quota.layout
     if len(layout.partial):
         chunks = quota.spread(np.arange(layout.num_chunks))
         cut = quota.spread(layout.num_real) < layout.chunk

@@ -155,7 +155,8 @@ def agree(replica: Replica, round_number: int, mail: Mail, work: Work) -> Commit
                 replica.transport.send(Acknowledge(number, message.attempt, problems))
             case CommittedRound(round=number) if number == round_number:
                 return message
-            case CatchUp(committed_round) if committed_round >= round_number:  # it was committed while the coordinator, or this replica, was away
+            case CatchUp(committed_round) if committed_round >= round_number:
+                # It was committed, and the coordinator, or this replica, was away before that was said.
                 return replica.transport.history(round_number - 1)[0]
             case Finish(failure) if failure:
                 raise RunFailed(failure)

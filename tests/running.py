@@ -46,8 +46,11 @@ def write_corpus(folder: Path, documents: int = 120) -> str:
     return f"text:{folder}/*.txt"
 
 
-def run(config: Config) -> RunDirectory:
-    """Runs `config` to its end and returns its directory; an error of any member is raised."""
+def run(config: Config, beside: Callable[[str, threading.Event], None] | None = None) -> RunDirectory:
+    """Runs `config` to its end and returns its directory; an error of any member is raised.
+
+    `beside` gets the coordinator's address before the replicas do, and an event that is set when the run is over.
+    """
     directory = RunDirectory(Path(config.run.directory))
     directory.path.mkdir(parents=True, exist_ok=True)
     errors = list[BaseException]()
@@ -71,6 +74,12 @@ def run(config: Config) -> RunDirectory:
     threads = [threading.Thread(target=guarded(lambda: run_coordinator(config, directory, on_listening)), daemon=True)]
     threads[0].start()
     assert listening.wait(PATIENCE_S), "the coordinator does not listen"
+    over = threading.Event()
+    visitors = list[threading.Thread]()
+    if beside is not None and address:
+        visit = guarded(partial(beside, address[0], over))
+        visitors.append(threading.Thread(target=visit, daemon=True))
+        visitors[0].start()
     for replica in config.replica if address else ():
         work = guarded(partial(run_replica, config, directory, replica.id, address[0]))
         threads.append(threading.Thread(target=work, daemon=True))
@@ -78,6 +87,10 @@ def run(config: Config) -> RunDirectory:
     for thread in threads:
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), "a member hangs"
+    over.set()
+    for thread in visitors:
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), "a visitor hangs"
     if errors:
         raise errors[0]
     return directory

@@ -66,6 +66,7 @@ def transport_of(
     address: str,
     route: Route = "direct",
     outage_deadline_s: float = 20.0,
+    *,
     security: Callable[[str], Security] = loopback,
 ) -> Iterator[GrpcTransport]:
     """A transport with a store and a ledger of its own below `folder`, closed at the end."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import tracemalloc
 from typing import TYPE_CHECKING
 
+import google_crc32c
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +16,11 @@ from hypothesis import strategies as st
 
 from compression.codec import Codec, PayloadError
 from compression.dense import DenseCodec
+from compression.entropy import Entropy
 from compression.quantizer import QUANTIZERS
 from compression.reference_wire import ReferenceWireCodec
+from compression.registry import CoderName, codec_for
+from compression.rice import Rice
 from compression.sparse import DECODE_BYTES_PER_VALUE, SparseCodec
 
 if TYPE_CHECKING:
@@ -27,6 +33,8 @@ pytestmark = pytest.mark.timeout(60)
 SHAPES = {"model.w": (5, 9), "model.b": (3,), "s": ()}
 CODECS: list[Codec] = [
     *(SparseCodec(chunk, k, width, name) for name, width in QUANTIZERS for chunk, k in ((4, 2), (9, 9), (16, 3))),
+    *(SparseCodec(chunk, k, width, coder=Entropy()) for width in (1, 2) for chunk, k in ((4, 2), (9, 9), (64, 3))),
+    *(SparseCodec(16, 3, width, name, Rice()) for name, width in QUANTIZERS),
     ReferenceWireCodec(4, 2),
     *(DenseCodec(values) for values in ("fp32", "bf16", "int8")),
 ]
@@ -122,8 +130,9 @@ def test_a_claim_costs_no_memory(codec: Codec, resealed: Callable[[bytes], bytes
 
 
 @pytest.mark.parametrize(("k", "width"), [(64, 2), (64, 1), (512, 2), (4096, 32)])
-def test_decoding_stays_within_the_stated_memory(k: int, width: int) -> None:
-    codec = SparseCodec(4096, k, width)
+@pytest.mark.parametrize("coder", ["fixed", "rice", "entropy"])
+def test_decoding_stays_within_the_stated_memory(k: int, width: int, coder: CoderName) -> None:
+    codec = codec_for("sparseloco", k=k, value_bits=width, coder=coder)
     layout = codec.layout({"w": (1024, 512), "b": (5000,)})
     generator = torch.Generator().manual_seed(0)
     flat = layout.pack({name: torch.randn(shape, generator=generator) for name, shape in layout.shapes.items()})
@@ -163,3 +172,74 @@ def test_a_place_in_the_padding_is_refused(resealed: Callable[[bytes], bytes]) -
     payload[-9] = 1 << 2  # second chunk: place 1 is a column that the tensor does not have
     with pytest.raises(PayloadError, match="places: 1 of chunk 1 is padding"):
         codec.decode(resealed(bytes(payload)), layout)
+
+
+LARGER = {"q.weight": (40, 40), "k.weight": (40, 40), "norm": (50,), "up.weight": (70, 40), "s": ()}
+MUTATIONS = int(os.environ.get("DIST_TRAIN_FUZZ_MUTATIONS", "10000"))
+"""The number of mutated payloads of `test_mutations`, over all codecs."""
+
+
+def _mutated(payload: bytes, other: bytes, rng: np.random.Generator) -> bytes:
+    """One to three of: bits flipped, bytes overwritten, cut, inserted, swapped, forged lengths, the rest of another."""
+    broken = bytearray(payload)
+    for _ in range(rng.integers(1, 4)):
+        at, n = int(rng.integers(0, max(1, len(broken)))), int(rng.integers(1, 33))
+        kind = rng.integers(0, 8)
+        if kind == 0 and broken:
+            broken[at] ^= 1 << int(rng.integers(0, 8))
+        elif kind == 1:
+            broken[at : at + n] = rng.bytes(len(broken[at : at + n]))
+        elif kind == 2:
+            del broken[at : at + n]
+        elif kind == 3:
+            broken[at:at] = rng.bytes(n)
+        elif kind == 4:
+            to = int(rng.integers(0, max(1, len(broken))))
+            broken[at : at + n], broken[to : to + n] = broken[to : to + n], broken[at : at + n]
+        elif kind == 5 and len(broken) > 40:
+            struct.pack_into("<Q", broken, 20, int(rng.integers(0, 2 ** int(rng.integers(1, 63)))))
+        elif kind == 6:
+            broken = broken[: max(0, len(broken) - n)]
+        else:
+            broken[at:] = other[at:]
+    return bytes(broken)
+
+
+@pytest.mark.timeout(900)
+def test_mutations() -> None:
+    codecs: list[Codec] = [
+        *(codec_for("sparseloco", chunk=64, k=5, value_bits=w, coder=c) for w in (1, 2) for c in ("entropy", "rice")),
+        codec_for("sparseloco", chunk=64, k=5, quantizer="statistical"),
+        SparseCodec(64, 5),
+        *(DenseCodec(values) for values in ("fp32", "bf16", "int8")),
+    ]
+    rng = np.random.default_rng(20)
+    payloads = [[_random_payload(codec, rng) for _ in range(8)] for codec in codecs]
+    decoded = 0
+    for number in range(MUTATIONS):
+        which = number % len(codecs)
+        codec, layout = codecs[which], codecs[which].layout(LARGER)
+        one, other = (payloads[which][i] for i in rng.integers(0, 8, 2))
+        mutated = _mutated(one, other, rng)
+        resealed = bool(rng.integers(0, 4)) and len(mutated) > 4
+        if resealed:
+            mutated = mutated[:-4] + struct.pack("<I", google_crc32c.value(mutated[:-4]))
+        try:
+            update = codec.decode(mutated, layout)
+        except PayloadError:
+            continue
+        decoded += 1
+        assert resealed or mutated in payloads[which], number
+        assert torch.isfinite(update.values).all(), number
+        sums = torch.zeros(layout.num_values)
+        update.add_to(sums)
+        if update.positions is not None:
+            assert len(update.values) == codec.num_values(layout), number
+            assert (update.positions.diff() > 0).all(), number
+    assert decoded > MUTATIONS // 100  # some forgeries are sound: other values, not no values
+
+
+def _random_payload(codec: Codec, rng: np.random.Generator) -> bytes:
+    layout = codec.layout(LARGER)
+    tensors = {name: torch.from_numpy(np.asarray(rng.standard_normal(s), np.float32)) for name, s in LARGER.items()}
+    return codec.encode(layout.pack(tensors), layout)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from compression.codec import PayloadError
 from compression.layout import ChunkLayout
-from compression.quantizer import QUANTIZERS, Quantizer, _two_means
+from compression.quantizer import PRICE, QUANTIZERS, Quantizer, _two_means
 from compression.quota import Quota
 
 pytestmark = pytest.mark.timeout(60)
@@ -50,17 +52,29 @@ def test_golden_statistical_bins_around_the_mean_of_the_tensor() -> None:
     assert STATISTICAL.dequantize(codes, levels, quota).tolist() == [2, -2, 0, 0, 5]
 
 
+def _entropy(p: float) -> float:
+    return 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+
+
 @settings(max_examples=150, deadline=None, print_blob=True)
 @given(st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=9), st.integers(0, 3))
-def test_oracle_the_two_levels_have_the_least_error_of_all_splits(magnitudes: list[float], missing: int) -> None:
+def test_oracle_the_two_levels_have_the_least_error_and_price_of_all_splits(
+    magnitudes: list[float], missing: int
+) -> None:
     ascending = np.array([[0.0] * missing + sorted(magnitudes)], np.float32)
-    low, high = _two_means(ascending, np.array([len(magnitudes)]))[0]
+    means, least = _two_means(ascending, np.array([len(magnitudes)]))
+    low, high = means[0]
     ordered = np.sort(np.array(magnitudes, np.float32)).astype(np.float64)
-    found = np.minimum((ordered - low) ** 2, (ordered - high) ** 2).sum()
-    splits = [(ordered[:i], ordered[i:]) for i in range(len(ordered))]
-    best = min(sum(((part - part.mean()) ** 2).sum() for part in split if len(part)) for split in splits)
+    n, energy = len(ordered), (ordered**2).sum()
+
+    def cost(low: float, high: float, num_low: int) -> float:
+        error = ((ordered[:num_low] - low) ** 2).sum() + ((ordered[num_low:] - high) ** 2).sum()
+        return float(error + PRICE * energy * _entropy(num_low / n))
+
+    best = min(cost(ordered[:i].mean() if i else 0.0, ordered[i:].mean(), i) for i in range(n))
+    splits = [i for i in range(n) if ordered[i] == least[0]]
     assert low <= high * (1 + 1e-12)
-    assert found <= best + 1e-9 * (ordered**2).sum()
+    assert min(cost(low, high, i) for i in splits) <= best + 1e-6 * energy
 
 
 def _normal(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
-from compression.registry import codec_for
+from compression.registry import Method, codec_for, prepare
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -34,3 +36,13 @@ def test_each_method_has_its_codec(arguments, name: str) -> None:  # type: ignor
 def test_a_method_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="method = 'demo' does not exist; there are: sparseloco, "):
         codec_for("demo")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["sparseloco", "sparseloco-reference-wire", "diloco"])
+def test_preparing_makes_the_first_use_a_quick_one(method: Method) -> None:
+    codec = codec_for(method)
+    prepare(codec)
+    layout = codec.layout({"w": (128, 128)})
+    started = time.process_time()
+    codec.decode(codec.encode(torch.zeros(layout.num_values), layout), layout)
+    assert time.process_time() - started < 1.0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from compression.layout import ChunkLayout
 from compression.quota import Quota
-from compression.topk import select
+from compression.topk import _select_there, select
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -45,6 +45,9 @@ def test_oracle_any_shape_with_many_ties(
     flat = layout.pack(tensors)
     places, values = select(flat, quota)
     assert places.tolist() == oracle(flat, quota)
+    there, same = _select_there(flat, quota)  # what a GPU does
+    np.testing.assert_array_equal(there, places)
+    np.testing.assert_array_equal(same, values)
     positions = quota.spread(np.arange(0, layout.num_values, chunk)) + places
     np.testing.assert_array_equal(values, flat.numpy()[positions])
 
@@ -61,9 +64,43 @@ def test_tied_values_are_the_same_however_many_chunks_are_worked_on_at_once(monk
     layout = ChunkLayout({"w": (320, 256)}, 4096)
     flat = layout.pack({"w": torch.randn(320, 256, generator=torch.Generator().manual_seed(0)).bfloat16()})
     whole, _ = select(flat, Quota(layout, 100))
-    monkeypatch.setattr("compression.topk.SLAB_VALUES", {"cpu": 3 * 4096})
-    parts, _ = select(flat, Quota(layout, 100))
+    monkeypatch.setattr("compression.topk.SLAB_VALUES", 3 * 4096)
+    parts, _ = _select_there(flat, Quota(layout, 100))
     np.testing.assert_array_equal(whole, parts)
+
+
+@pytest.mark.parametrize("kind", ["normal", "spread", "few", "huge"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_agreement_with_torch_on_many_chunks(kind: str, threads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1024, 896, generator=generator)
+    if kind == "spread":
+        values = values.sign() * torch.exp2(values * 20)
+    elif kind == "few":
+        values = values * (torch.rand(1024, 896, generator=generator) < 0.01)
+    elif kind == "huge":
+        values[::64, ::64] = 3e38
+    layout = ChunkLayout({"w": (1024, 896)}, 4096)
+    quota, flat = Quota(layout, 64), layout.pack({"w": values})
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        places, kept = select(flat, quota)
+    finally:
+        torch.set_num_threads(before)
+    there, same = _select_there(flat, quota)
+    np.testing.assert_array_equal(places, there)
+    np.testing.assert_array_equal(kept, same)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_agreement_of_the_gpu_with_the_cpu() -> None:
+    layout = ChunkLayout({"w": (320, 250), "b": (333,)}, 4096)
+    generator = torch.Generator().manual_seed(0)
+    flat = layout.pack({name: torch.randn(shape, generator=generator) for name, shape in layout.shapes.items()})
+    for k in (1, 64, 4096):
+        for here, there in zip(select(flat, Quota(layout, k)), select(flat.cuda(), Quota(layout, k)), strict=True):
+            np.testing.assert_array_equal(here, there)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

@@ -26,6 +26,7 @@ rounds = {rounds}
 [exchange]
 heartbeat_s = 0.5
 liveness_deadline_s = 2.0
+reconnect_deadline_s = 1.0
 fetch_deadline_s = 5.0
 [[replica]]
 id = "a"

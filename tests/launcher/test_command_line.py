@@ -83,6 +83,7 @@ def test_another_runs_directory_is_left_alone(capsys: pytest.CaptureFixture[str]
     kept = file.parent / "run" / "config.toml"
     kept.parent.mkdir()
     kept.write_text(load(file, ["run.seed=7"]).to_toml())
+    (kept.parent / "metrics.jsonl").write_text('{"round": 1}\n')
     before = kept.read_text()
     code, line = refused(capsys, ["launch", str(file)])
     assert code == 2
@@ -162,14 +163,14 @@ def test_a_report_of_a_run_without_a_round(capsys: pytest.CaptureFixture[str], t
 def test_help_lists_what_people_type_and_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(command in shown for command in ("launch", "report", "export"))
+    assert all(command in shown for command in ("launch", "report", "export", "certs", "stop"))
     assert "coordinate" not in shown
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("dist-train ")
     assert run([]) == 2
 
 
-@pytest.mark.parametrize("command", ["launch", "report", "export", "coordinate", "replica"])
+@pytest.mark.parametrize("command", ["launch", "report", "export", "certs", "stop", "coordinate", "replica"])
 def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert run([command, "--help"]) == 0
     assert f"Example: dist-train {command} " in capsys.readouterr().out
