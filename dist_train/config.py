@@ -343,8 +343,8 @@ class Config(_Section):
         return hashlib.sha256(json.dumps(self.shared(), sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
-        """The resolved config; `load` of it gives this config back."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        """The resolved config, its digest in a comment; `load` of it gives this config back."""
+        return f"# config digest {self.digest()}\n" + tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Config:
