@@ -16,6 +16,7 @@ from comms.errors import RunFailed
 from comms.grpc_transport import GrpcTransport, TransportSettings
 from comms.ledger import Ledger
 from comms.store import PayloadStore
+from compression.registry import prepare
 from dist_train.checkpoint import CheckpointInfo, Checkpoints, Snapshot
 from dist_train.config import Config, ConfigError
 from dist_train.data.corpus import Corpus, open_corpus
@@ -24,7 +25,7 @@ from dist_train.inner import InnerOptimizer
 from dist_train.model import build_model, model_vocab_size
 from dist_train.outer import OuterMethod, outer_method
 from dist_train.round import Replica, follow, take_part
-from dist_train.run_directory import RunDirectory, write_atomically
+from dist_train.run_directory import RunDirectory, alone_in, write_atomically
 from dist_train.security import security_of
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ def run_replica(config: Config, directory: RunDirectory, replica_id: str, coordi
     inner = InnerOptimizer(model, config.inner, config.total_steps)
     outer = outer_method(config, model, inner)
     write_atomically(directory.facts, json.dumps(_facts(config, corpus, outer), indent=1).encode())
+    with alone_in(directory.path):  # the first time it compiles for a while, which one process can do for all
+        prepare(outer.codec)
     checkpoints = Checkpoints(directory.checkpoints, replica_id, config.checkpoint.keep)
     with Ledger(directory.ledger(replica_id), replica_id) as ledger:
         settings = TransportSettings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -79,6 +80,14 @@ class RunDirectory:
             for file in path.parent.glob(f"{path.name}*"):  # SQLite keeps -wal and -shm files beside its own
                 file.unlink()
         shutil.rmtree(self.ledgers, ignore_errors=True)
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Waits until no other process of this machine is inside for this directory."""
+    with (directory / "one-at-a-time.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
