@@ -26,11 +26,11 @@ class CommsError(Exception):
     """A peer, a link or the agreement between peers failed. The message is one line."""
 
 
-class Refused(CommsError):  # noqa: N818 - what happened, not what kind of error
+class Refused(CommsError):
     """The coordinator won't have this replica, and says why."""
 
 
-class Unreachable(CommsError):  # noqa: N818
+class Unreachable(CommsError):
     """Nobody answers at an address, or nobody may listen there."""
 
 
@@ -44,7 +44,7 @@ class DeadlineError(CommsError):
         )
 
 
-class RunFailed(CommsError):  # noqa: N818
+class RunFailed(CommsError):
     """The run ended before its last round, for every replica."""
 
 
@@ -56,33 +56,33 @@ class AccessError(CommsError):
     """A caller asks for more than it may. Where it is refused over the network it is told the name of the kind."""
 
 
-class WrongName(AccessError):  # noqa: N818
+class WrongName(AccessError):
     """The caller's certificate does not say what the caller says of itself."""
 
 
-class NotTheOperator(AccessError):  # noqa: N818
+class NotTheOperator(AccessError):
     """Only the operator of a run may do this."""
 
 
-class BadProof(AccessError):  # noqa: N818
+class BadProof(AccessError):
     """The caller has not shown that it knows the join token now."""
 
 
-class StaleRound(AccessError):  # noqa: N818
+class StaleRound(AccessError):
     """A payload is of a round that is not open."""
 
 
-class TooLarge(AccessError):  # noqa: N818
+class TooLarge(AccessError):
     """A payload, or all of a replica's payloads of a round together, are more than the run takes."""
 
 
-class TooSlow(AccessError):  # noqa: N818
+class TooSlow(AccessError):
     """A stream moves so slowly that it only holds on to memory."""
 
 
-class Busy(AccessError):  # noqa: N818
+class Busy(AccessError):
     """The caller does more at once than one caller may; later it can be had."""
 
 
-class WrongDigest(AccessError):  # noqa: N818
+class WrongDigest(AccessError):
     """A payload is not what its digest says."""

@@ -91,14 +91,14 @@ def launch(
 
     Ctrl-C ends all processes and leaves a run that the same command resumes.
     """
-    from launcher import local, preflight  # noqa: PLC0415
-    from launcher.view import choose_view  # noqa: PLC0415
+    from launcher import local, preflight
+    from launcher.view import choose_view
 
     config = load(run_file, overrides or ())
     directory = RunDirectory(Path(config.run.directory))
     preflight.check(config)
     if dry_run:
-        from launcher.dry_run import describe  # noqa: PLC0415
+        from launcher.dry_run import describe
 
         typer.echo(describe(config, directory, as_json=as_json))
         return
@@ -113,10 +113,10 @@ def report(run_dir: RunDir, as_json: AsJson = False) -> None:
 
     Example: dist-train report runs/demo --json
     """
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from dist_train.report import collect, render_terminal  # noqa: PLC0415
-    from launcher.lock import is_locked  # noqa: PLC0415
+    from dist_train.report import collect, render_terminal
+    from launcher.lock import is_locked
 
     collected = collect(RunDirectory(run_dir), is_running=is_locked(run_dir))
     if as_json:
@@ -137,7 +137,7 @@ def export(
     Example: dist-train export runs/demo models/demo
     """
     directory, config = _open_run(run_dir)
-    from dist_train.export import export as export_model  # noqa: PLC0415
+    from dist_train.export import export as export_model
 
     exported_round = export_model(config, directory, out_dir)
     typer.echo(f"round {exported_round} of {run_dir} written to {out_dir}")
@@ -157,7 +157,7 @@ def certs(
 
     Running members take renewed files up by themselves. See docs/security.md.
     """
-    from launcher.certs import make, members_of  # noqa: PLC0415
+    from launcher.certs import make, members_of
 
     wanted = members_of(load(run_file) if run_file is not None else None, members or ())
     typer.echo(make(directory, wanted, days, as_json=as_json))
@@ -173,7 +173,7 @@ def stop(
 
     Example: dist-train stop runs/demo --coordinator 10.0.0.1:7000 --reason "disk is full"
     """
-    from launcher.stop import stop as stop_run  # noqa: PLC0415
+    from launcher.stop import stop as stop_run
 
     _, config = _open_run(run_dir)
     typer.echo(f"the coordinator at {stop_run(config, coordinator, reason)} ends {config.run.name}")
@@ -191,7 +191,7 @@ def coordinate(
     """
 
     def body() -> None:
-        from dist_train.coordination import run_coordinator  # noqa: PLC0415
+        from dist_train.coordination import run_coordinator
 
         directory, config = _open_run(run_dir)
         run_coordinator(config, directory, lambda address: _announce(address, ready_fd))
@@ -212,7 +212,7 @@ def replica(
     """
 
     def body() -> None:
-        from dist_train.replica import run_replica  # noqa: PLC0415
+        from dist_train.replica import run_replica
 
         directory, config = _open_run(run_dir)
         run_replica(config, directory, replica_id, coordinator)
@@ -222,8 +222,8 @@ def replica(
 
 def _run_member(member: str, body: Callable[[], None], *, lifeline: bool) -> None:
     """Runs a member of a run in this process; its errors go to its log, which is stderr."""
-    from launcher import lifeline as ties  # noqa: PLC0415
-    from launcher import logs  # noqa: PLC0415
+    from launcher import lifeline as ties
+    from launcher import logs
 
     logs.configure(member)
     ties.unwind_on_sigterm()
@@ -241,7 +241,7 @@ def _run_member(member: str, body: Callable[[], None], *, lifeline: bool) -> Non
 
 
 def _announce(address: str, ready_fd: int | None) -> None:
-    from launcher.lifeline import announce  # noqa: PLC0415
+    from launcher.lifeline import announce
 
     logger.info("listening at %s", address)
     if ready_fd is not None:
