@@ -1,7 +1,8 @@
 """One outer round, from documents to equal parameters. Read this page first.
 
     documents -> lease -> batches -> loss -> inner optimizer   x H            `train`
-      -> pseudo-gradient -> error feedback -> top-k -> 2 bits -> payload      `publish`     the wire
+      -> pseudo-gradient -> error feedback -> top-k -> 2 bits
+      -> entropy code -> payload                                              `publish`     the wire
       -> proposal -> fetch -> check -> acknowledge -> commit                  `agree`       the wire
       -> decode -> aggregate -> outer step -> digest                          `apply`
 
