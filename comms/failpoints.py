@@ -71,7 +71,7 @@ def reach(point: Point, round_number: int) -> None:
 
 def _fire(failpoint: Failpoint, round_number: int) -> None:
     if log := os.environ.get(_LOG_VARIABLE):
-        with open(log, "a", encoding="utf-8") as file:  # noqa: PTH123
+        with Path(log).open("a", encoding="utf-8") as file:
             file.write(f"{failpoint.point} {round_number} {failpoint.action} {os.getpid()}\n")
     match failpoint.action:
         case "kill":

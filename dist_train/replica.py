@@ -56,8 +56,9 @@ def run_replica(config: Config, directory: RunDirectory, replica_id: str, coordi
         )
         transport = GrpcTransport(settings, PayloadStore(directory.payloads(replica_id)), ledger)
         try:
-            replica = Replica(replica_id, config, Stream(corpus, config.run.seed), inner, outer, transport)
+            replica = Replica(replica_id, config, Stream(corpus, config.run.seed), inner, outer, transport, 0, "")
             _resume(replica, checkpoints)
+            replica.theta_digest = outer.digest()
             transport.join(_introduction(replica, transport.address))
             _follow(replica, checkpoints, ledger)
         finally:
@@ -105,7 +106,7 @@ def _resume(replica: Replica, checkpoints: Checkpoints) -> None:
 
 
 def _snapshot(replica: Replica) -> Snapshot:
-    info = CheckpointInfo(replica.round, replica.config.digest(), replica.outer.digest())
+    info = CheckpointInfo(replica.round, replica.config.digest(), replica.theta_digest)
     outer = replica.outer
     return Snapshot(info, outer.theta(), outer.shared_state(), outer.own_state(), replica.inner.state_tensors())
 
@@ -119,7 +120,7 @@ def _introduction(replica: Replica, address: str) -> Join:
         corpus_digest=replica.stream.corpus.fingerprint,
         tokens_per_epoch=replica.stream.tokens_per_epoch,
         applied_round=replica.round,
-        theta_digest=replica.outer.digest(),
+        theta_digest=replica.theta_digest,
     )
 
 

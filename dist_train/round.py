@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Replica:
-    """What a round works with. `round` is the last one applied."""
+    """What a round works with. `round` is the last one applied, `theta_digest` that of the parameters after it."""
 
     id: str
     config: Config
@@ -60,7 +60,8 @@ class Replica:
     inner: InnerOptimizer
     outer: OuterMethod
     transport: Transport
-    round: int = 0
+    round: int
+    theta_digest: str
 
 
 @dataclass
@@ -178,7 +179,7 @@ def apply(replica: Replica, committed: CommittedRound, mail: Mail, work: Work) -
             own = next((u for u, e in zip(updates, entries, strict=True) if e.replica == replica.id), None)
             replica.outer.apply(fragment, updates, [entry.weight_tokens for entry in entries], own)  # (4), (5), (6)
         replica.outer.finish_round()
-        digest = replica.outer.digest()
+        replica.theta_digest = digest = replica.outer.digest()
     replica.round = committed.round
     _log.info("round %d: applied, parameters %s", committed.round, digest[:12])
     with work.timed("validate"):
