@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 from comms.leases import Lease
 
+COORDINATOR = "coordinator"
+"""The coordinator's name in ledgers, in certificates and as a holder of payloads."""
+
 
 @dataclass(frozen=True)
 class Payload:
@@ -45,7 +48,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Holder:
-    """A replica that serves payloads, and where."""
+    """A replica that serves payloads, and where; one for each of its ranks."""
 
     replica: str
     address: str
@@ -66,6 +69,8 @@ class Join:
     tokens_per_epoch: int
     applied_round: int
     theta_digest: str
+    rank_addresses: tuple[str, ...] = ()
+    """Where its other ranks serve their payloads, when it has several."""
 
 
 @dataclass(frozen=True)

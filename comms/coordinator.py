@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc
 
 from comms import failpoints, wire
-from comms.agreement import CommittedRound, Heartbeat, Holder, Join, RoundSummary
+from comms.agreement import CommittedRound, Heartbeat, Join, RoundSummary
 from comms.caller import refuse, require_name, require_operator
 from comms.channel import listen, new_server
 from comms.errors import AccessError, RunFailed
@@ -27,6 +27,7 @@ from comms.join_token import Doorkeeper
 from comms.journal import Journal
 from comms.ledger import Ledger
 from comms.limits import Throttle
+from comms.meetings import MeetingService
 from comms.payloads import PayloadService
 from comms.rounds import advance, next_deadline_s
 from comms.run_state import (
@@ -48,11 +49,8 @@ from comms.run_state import (
 from comms.security import Security, Tls
 from comms.store import PayloadStore
 from comms.uploads import Uploads
-from protos import payload_pb2_grpc, round_pb2_grpc
+from protos import meeting_pb2_grpc, payload_pb2_grpc, round_pb2_grpc
 from protos import round_pb2 as pb
-
-COORDINATOR = "coordinator"
-"""The coordinator's name in ledgers and as a holder of payloads."""
 
 _LINGER_S = 10.0
 _MESSAGES_AT_ONCE, _MESSAGES_PER_S = 200, 50.0
@@ -206,7 +204,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         """The committed rounds after one, oldest first."""
         del context
         members = sorted(self._state.members.items())
-        holders = tuple(Holder(replica, member.address) for replica, member in members if member.address)
+        holders = tuple(holder for replica, member in members for holder in member.holders(replica))
         for committed in self._journal.history(request.after_round):
             yield wire.committed_to_pb(CommittedRound(committed.round, committed.manifest, committed.leases, holders))
 
@@ -228,6 +226,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
                     state=self._member_state(replica),
                     applied_round=member.applied_round,
                     address=member.address,
+                    rank_addresses=member.rank_addresses,
                 )
                 for replica, member in sorted(state.members.items())
             ],
@@ -343,6 +342,8 @@ async def coordinate(
             uploads = Uploads(rules.replicas, rules.most_payload_bytes, lambda: coordinator.state.committed_round + 1)
             service = PayloadService(relay_store, ledger, uploads)
             payload_pb2_grpc.add_PayloadsServicer_to_server(service, server)
+        meetings = MeetingService(lambda replica: replica in rules.replicas, rules.gather_deadline_s)
+        meeting_pb2_grpc.add_MeetingsServicer_to_server(meetings, server)
         await server.start()
         on_listening(bound)
         await coordinator.until_over()

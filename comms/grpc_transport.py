@@ -24,6 +24,7 @@ import grpc
 
 from comms import wire
 from comms.agreement import (
+    COORDINATOR,
     Applied,
     CommittedRound,
     CoordinatorMessage,
@@ -40,7 +41,6 @@ from comms.agreement import (
     Report,
 )
 from comms.channel import Channels, host_and_port, is_loopback, listen, new_server
-from comms.coordinator import COORDINATOR
 from comms.errors import CommsError, DeadlineError, Refused, Unreachable
 from comms.join_token import prove, read_token
 from comms.ledger import Ledger
@@ -396,7 +396,11 @@ class GrpcTransport:
         except grpc.aio.AioRpcError:
             return None
         members = [member for member in status.members if member.address and member.state != "away"]
-        return tuple(Holder(wire.name(member.replica, "status.replica"), member.address) for member in members)
+        return tuple(
+            Holder(wire.name(member.replica, "status.replica"), address)
+            for member in members
+            for address in (member.address, *member.rank_addresses)
+        )
 
     def _sources(self, owner: str, holders: Sequence[Holder]) -> list[Holder]:
         """Who may have an owner's payloads: itself, then the others; under "relay" the coordinator alone."""

@@ -128,7 +128,10 @@ class _Step:
             return
         if self.state.book is None:
             self._set(corpus_digest=join.corpus_digest, book=LeaseBook(join.tokens_per_epoch))
-        member = Member(join.incarnation, join.address, join.applied_round, join.theta_digest, self.now_s)
+        member = Member(
+            join.incarnation, join.address, join.applied_round, join.theta_digest, self.now_s,
+            rank_addresses=join.rank_addresses,
+        )  # fmt: skip
         self._set(members={**self.state.members, replica: member})
         if replica in self.state.reports or (replica in self.state.leases and self.state.phase is not Phase.AGREE):
             self._set(absent=_without(self.state.absent, replica))
@@ -526,7 +529,7 @@ class _Step:
 
     def _leave_out_misfits(self) -> None:
         """Leaves out those whose fragments are not the ones that most report."""
-        reported = {r: tuple(p.fragment for p in report.payloads) for r, report in self.state.reports.items()}
+        reported = {r: tuple(sorted(p.fragment for p in report.payloads)) for r, report in self.state.reports.items()}
         if not reported:
             return
         expected = Counter(reported.values()).most_common(1)[0][0]
@@ -591,7 +594,7 @@ class _Step:
         )
 
     def _holders(self) -> tuple[Holder, ...]:
-        return tuple(Holder(r, m.address) for r, m in sorted(self.state.members.items()) if m.address)
+        return tuple(holder for r, m in sorted(self.state.members.items()) for holder in m.holders(r))
 
     def _proposal(self) -> Proposal:
         return Proposal(self.state.round, self.state.attempt, self.state.manifest, self._holders())

@@ -11,6 +11,7 @@ from comms.agreement import (
     Applied,
     CommittedRound,
     CoordinatorMessage,
+    Holder,
     Join,
     Leave,
     Manifest,
@@ -62,6 +63,12 @@ class Member:
     """The round of the last RoundPlan sent over the present stream."""
     gone_since_s: float | None = None
     """When its stream broke, unless it has come back."""
+    rank_addresses: tuple[str, ...] = ()
+    """Where its other ranks serve payloads."""
+
+    def holders(self, replica: str) -> tuple[Holder, ...]:
+        """Who serves this member's payloads; nobody when it only dials out."""
+        return tuple(Holder(replica, address) for address in (self.address, *self.rank_addresses) if address)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from protos import round_pb2 as pb
 
 MOST_FRAGMENTS = 100_000
 MOST_REPLICAS = 100_000
+MOST_RANKS = 1_024
 MOST_TEXT = 1_000
 DIGEST_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -100,6 +101,7 @@ def member_message_to_pb(message: a.MemberMessage) -> pb.MemberMessage:
                     tokens_per_epoch=message.tokens_per_epoch,
                     applied_round=message.applied_round,
                     theta_digest=bytes.fromhex(message.theta_digest),
+                    rank_addresses=message.rank_addresses,
                 )
             )
         case a.Heartbeat():
@@ -180,6 +182,7 @@ def _join_from_pb(join: pb.Join) -> a.Join:
         tokens_per_epoch=join.tokens_per_epoch,
         applied_round=join.applied_round,
         theta_digest=digest(join.theta_digest, "join.theta_digest"),
+        rank_addresses=tuple(map(text, _bounded(join.rank_addresses, MOST_RANKS, "join.rank_addresses"))),
     )
 
 

@@ -3,6 +3,10 @@
     checkpoints/round-N/outer.safetensors   theta after round N, and what else all replicas hold alike; written once
     checkpoints/round-N/<replica>.safetensors   that replica's error feedback, inner optimizer and random state
 
+    of a replica of several ranks:
+    checkpoints/round-N/outer-<replica>.<rank>.safetensors   as the first, of the fragments that the rank answers for
+    checkpoints/round-N/<replica>.<rank>.safetensors         as the second, of that rank
+
 A file appears whole or not at all. A replica resumes from its newest round of which both files are there; rounds that
 were committed since are redone from the coordinator's history.
 """
@@ -10,6 +14,7 @@ were committed since are redone from the coordinator's history.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -53,12 +58,16 @@ class Snapshot:
 
 
 class Checkpoints:
-    """One replica's checkpoints in a folder that it may share with other replicas of this machine."""
+    """One replica's (or rank's) checkpoints in a folder that it may share with others of this machine.
 
-    def __init__(self, folder: Path, replica: str, keep: int) -> None:
+    `has_all` says whether it holds all of the outer parameters, or answers for a part of them.
+    """
+
+    def __init__(self, folder: Path, replica: str, keep: int, *, has_all: bool = True) -> None:
         self._folder = folder
         self._replica = replica
         self._keep = keep
+        self._outer = OUTER if has_all else f"{OUTER}-{replica}"
 
     def write(self, snapshot: Snapshot) -> None:
         """Writes it, then deletes this replica's oldest beyond `keep`. After CheckpointError nothing is gone."""
@@ -66,8 +75,8 @@ class Checkpoints:
         outer = _prefixed(theta=snapshot.theta, shared=snapshot.shared)
         own = _prefixed(own=snapshot.own, inner=snapshot.inner, random={"cpu": torch.get_rng_state()})
         try:
-            if not (folder / f"{OUTER}.safetensors").exists():
-                _write(folder / f"{OUTER}.safetensors", outer, snapshot.info)
+            if not (folder / f"{self._outer}.safetensors").exists():
+                _write(folder / f"{self._outer}.safetensors", outer, snapshot.info)
             _write(folder / f"{self._replica}.safetensors", own, snapshot.info)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
@@ -76,9 +85,9 @@ class Checkpoints:
             ) from error
         self._prune()
 
-    def newest(self, config_digest: str) -> Snapshot | None:
+    def newest(self, config_digest: str, not_after: float = math.inf) -> Snapshot | None:
         """The newest checkpoint of this replica that is whole, or None. CheckpointError when it is another run's."""
-        for number in sorted(self._rounds(self._replica), reverse=True):
+        for number in sorted((n for n in self._rounds(self._replica) if n <= not_after), reverse=True):
             with suppress(SafetensorError, OSError, KeyError, ValueError):
                 snapshot = self._read(number)
                 if snapshot.info.config_digest != config_digest:
@@ -91,7 +100,7 @@ class Checkpoints:
 
     def _read(self, number: int) -> Snapshot:
         folder = self._folder / f"round-{number}"
-        info, outer = read_checkpoint(folder / f"{OUTER}.safetensors")
+        info, outer = read_checkpoint(folder / f"{self._outer}.safetensors")
         _, own = read_checkpoint(folder / f"{self._replica}.safetensors")
         torch.set_rng_state(own["random"]["cpu"])
         return Snapshot(info, outer["theta"], outer.get("shared", {}), own.get("own", {}), own.get("inner", {}))
@@ -106,7 +115,9 @@ class Checkpoints:
             folder = self._folder / f"round-{number}"
             with suppress(OSError):  # another replica deletes the same, or writes its own here, right now
                 (folder / f"{self._replica}.safetensors").unlink(missing_ok=True)
-                if [file.name for file in folder.glob("*.safetensors")] == [f"{OUTER}.safetensors"]:
+                if self._outer != OUTER:
+                    (folder / f"{self._outer}.safetensors").unlink(missing_ok=True)
+                if {file.name for file in folder.glob("*.safetensors")} <= {f"{OUTER}.safetensors"}:
                     (folder / f"{OUTER}.safetensors").unlink(missing_ok=True)
                     folder.rmdir()
 

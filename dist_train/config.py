@@ -258,6 +258,8 @@ class ReplicaConfig(_Section):
     id: Identifier
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`."""
+    ranks: int = Field(default=1, ge=1, le=1024)
+    """Processes that share the work of this replica on one machine, each with the whole model."""
 
 
 class Config(_Section):

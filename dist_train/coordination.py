@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from comms.coordinator import COORDINATOR, coordinate
+from comms.agreement import COORDINATOR
+from comms.coordinator import coordinate
 from comms.ledger import Ledger
 from comms.run_state import RoundRules
 from comms.store import PayloadStore

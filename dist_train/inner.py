@@ -22,15 +22,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
-from dist_train.data.batches import Batch, micro_batches
-from dist_train.model import fragments, loss_sum
+from dist_train.engine import LocalEngine
+from dist_train.model import fragments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from dist_train.config import InnerConfig
+    from dist_train.data.batches import Batch
+    from dist_train.engine import Engine
 
 # A parameter's name may hold dots, never a slash.
 STATE_SEPARATOR = "/"
@@ -52,10 +54,14 @@ def learning_rate(
 
 
 class InnerOptimizer:
-    """Trains `model` in place. `total_steps` are the run's, over all rounds."""
+    """Trains `model`, of which this rank may host a part, in place. `total_steps` are the run's, over all rounds.
 
-    def __init__(self, model: nn.Module, config: InnerConfig, total_steps: int) -> None:
+    `engine` computes the gradients; that of a replica of one rank when left out.
+    """
+
+    def __init__(self, model: nn.Module, config: InnerConfig, total_steps: int, engine: Engine | None = None) -> None:
         self.model = model
+        self.engine = engine or LocalEngine(model, config.micro_batch_tokens)
         self.global_step = 0
         """t: the inner step of the run that `step` takes next. Whoever joins late, or skips steps, sets it."""
         self._config = config
@@ -68,14 +74,7 @@ class InnerOptimizer:
 
         A batch without targets has zero gradients and loss 0. Blocks until the device is done.
         """
-        self.model.zero_grad(set_to_none=True)
-        total = torch.zeros(())
-        for micro_batch in micro_batches(batch, self._config.micro_batch_tokens):
-            with _autocast(self.model):
-                loss = loss_sum(self.model, micro_batch) / max(1, batch.num_targets)  # (1)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total = total.to(loss) + loss.detach()
-        return total.item()
+        return self.engine.gradient(batch)  # (1)
 
     def step(self) -> float:
         """Clips the gradients, updates the parameters, frees the gradients; returns the norm before clipping.
@@ -83,7 +82,7 @@ class InnerOptimizer:
         ArithmeticError when the norm is not finite: the parameters are as before.
         """
         parameters = self._parameters.values()
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = self.engine.total_norm([p.grad for p in parameters if p.grad is not None])
         if not math.isfinite(norm_value := norm.item()):
             raise ArithmeticError(
                 f"The gradient of inner step {self.global_step} has norm {norm_value}; "
@@ -132,21 +131,6 @@ class InnerOptimizer:
         self.global_step = int(tensors[GLOBAL_STEP])
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
-    """Sum of the next-token losses of `batches` (nats), and how many targets they are. The model stays as it was."""
-    was_training, total, num_targets = model.training, 0.0, 0
-    model.eval()
-    try:
-        for batch in batches:
-            with _autocast(model):
-                total += loss_sum(model, batch).item()
-            num_targets += batch.num_targets
-    finally:
-        model.train(was_training)
-    return total, num_targets
-
-
 def _optimizers(model: nn.Module, config: InnerConfig) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon before it where there is something for it."""
     muon, matrices, vectors = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
@@ -188,9 +172,3 @@ def _state_for(
             f"The state of {name} is {found}, not {wanted}: it is of another model, or of another inner.optimizer"
         )
     return {key: tensor.to(parameter.device, copy=True) for key, tensor in state.items()}
-
-
-def _autocast(model: nn.Module) -> torch.autocast:
-    """bf16 on a GPU; on the CPU whatever the parameters are."""
-    device_type = next(model.parameters()).device.type
-    return torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda")

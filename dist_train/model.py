@@ -49,18 +49,19 @@ def build_model(config: ModelConfig, seed: int) -> nn.Module:
     """
     architecture = _architecture(config)
     with torch.random.fork_rng(devices=[]):
-        try:
-            model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32, attn_implementation=PACKED)
-        except (ValueError, ImportError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ConfigError(f'model.path = "{config.path}" makes no causal language model: {reason}') from None
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"transformers built a {type(model).__name__}")
+        model = _unfilled(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.copy_(drawn_weight(name, parameter.shape, seed, architecture.initializer_range))
     return model.train()
+
+
+def fragment_shapes(config: ModelConfig) -> dict[str, dict[str, torch.Size]]:
+    """The shapes of all trainable parameters by fragment and name, in the model's order; draws no weight."""
+    with torch.device("meta"):
+        model = _unfilled(config)
+    return {fragment: {name: p.shape for name, p in named.items()} for fragment, named in fragments(model).items()}
 
 
 def drawn_weight(name: str, shape: torch.Size, seed: int, std: float) -> Tensor:
@@ -105,6 +106,18 @@ def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
     ).logits[0]
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return cross_entropy(precise, batch.targets.to(device), ignore_index=NO_TARGET, reduction="sum")
+
+
+def _unfilled(config: ModelConfig) -> nn.Module:
+    """The model with whatever weights transformers gives it."""
+    try:
+        model = AutoModelForCausalLM.from_config(_architecture(config), dtype=torch.float32, attn_implementation=PACKED)
+    except (ValueError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f'model.path = "{config.path}" makes no causal language model: {reason}') from None
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"transformers built a {type(model).__name__}")
+    return model
 
 
 def _architecture(config: ModelConfig) -> Any:

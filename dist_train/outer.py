@@ -34,6 +34,7 @@ from compression.codec import Codec, Layout, Update
 from compression.feedback import ErrorFeedback
 from compression.registry import codec_for
 from dist_train.config import Config
+from dist_train.crew import Duties, alone
 from dist_train.inner import InnerOptimizer
 from dist_train.model import fragments
 
@@ -46,19 +47,31 @@ class OuterMethod(ABC):
     remembers: bool
     """Whether a replica carries something of its own from round to round, so that to resume it must redo its work."""
 
-    def __init__(self, model: nn.Module, codec: Codec, rule: Rule, guard: bool) -> None:
+    def __init__(self, model: nn.Module, codec: Codec, rule: Rule, guard: bool, duties: Duties | None = None) -> None:
         self.codec = codec
         self.fragments: dict[str, dict[str, nn.Parameter]] = fragments(model)
+        """Those that this rank hosts."""
+        self.duties = duties or alone(tuple(self.fragments))
+        self.owned = tuple(name for name in self.fragments if self.duties.owns(name))
+        """Those that this rank encodes."""
+        self.needed = tuple(name for name in self.fragments if self.duties.needs(name))
+        """Those that this rank decodes and applies; its theta is of these."""
         self.layouts: dict[str, Layout] = {
-            name: codec.layout({key: tuple(p.shape) for key, p in parameters.items()})
-            for name, parameters in self.fragments.items()
+            name: codec.layout({key: tuple(p.shape) for key, p in self.fragments[name].items()}) for name in self.needed
         }
         self._rule: Rule = rule
         self._guard = guard
 
+    def has(self, fragment: str) -> bool:
+        """Whether the model has it, on whichever rank."""
+        return fragment in self.duties.owners
+
     @abstractmethod
     def contribution(self, fragment: str) -> Tensor:
-        """What this replica adds to the round: the flat buffer (num_values,) fp32 on the CPU that is to be encoded."""
+        """What this replica adds to the round with a fragment that this rank owns.
+
+        The flat buffer (num_values,) fp32 on the CPU that is to be encoded.
+        """
 
     @abstractmethod
     def apply(self, fragment: str, updates: Sequence[Update], weights: Sequence[int], own: Update | None) -> None:
@@ -81,10 +94,9 @@ class OuterMethod(ABC):
 
     def load(self, theta: Mapping[str, Tensor], shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
         """Goes back to what `theta`, `shared_state` and `own_state` returned; the model becomes theta."""
-        mine = self.theta()
         with torch.no_grad():
-            for name, tensor in theta.items():
-                mine[name].copy_(tensor)
+            for name, tensor in self.theta().items():
+                tensor.copy_(theta[name])
         self._load(shared, own)
         self.restart_from_theta()
 
@@ -104,14 +116,25 @@ class OuterMethod(ABC):
         return layout.unpack(aggregate(updates, weights, self._rule, layout.num_values, self._guard))  # (5)
 
     def digest(self) -> str:
-        """SHA-256 (hex) over the bytes of theta: equal on all replicas after every round."""
-        theta, whole = self.theta(), hashlib.sha256()
-        for parameters in self.fragments.values():
+        """SHA-256 (hex) over the bytes of theta: equal on all replicas after every round. All ranks call it."""
+        theta, digests = self.theta(), dict[str, bytes]()
+        for fragment in self.needed:
             part = hashlib.sha256()
-            for name in parameters:
+            for name in self.fragments[fragment]:
                 part.update(theta[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
-            whole.update(part.digest())
-        return whole.hexdigest()
+            digests[fragment] = part.digest()
+        return self.duties.agreed_digest(digests)
+
+    def _share(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Makes the tensors of each fragment what they are at its owner, where every rank hosts all of them."""
+        if not self.duties.is_replicated:
+            return
+        for fragment, named in tensors.items():
+            for tensor in named.values():
+                on_cpu = tensor.detach().cpu().contiguous()
+                self.duties.crew.share(on_cpu, self.duties.owners[fragment])
+                if not self.duties.owns(fragment):
+                    tensor.detach().copy_(on_cpu)
 
 
 class PseudoGradientMethod(OuterMethod):
@@ -129,15 +152,16 @@ class PseudoGradientMethod(OuterMethod):
         alpha: float,
         momentum: float,
         error_decay: float | None,
+        duties: Duties | None = None,
     ) -> None:
-        super().__init__(model, codec, rule, guard)
+        super().__init__(model, codec, rule, guard, duties)
         self._alpha = alpha
         self._momentum = momentum
         self._feedback = None if error_decay is None else ErrorFeedback(error_decay)
         self._theta = {
             name: p.detach().to("cpu", copy=True)
-            for parameters in self.fragments.values()
-            for name, p in parameters.items()
+            for fragment in self.needed
+            for name, p in self.fragments[fragment].items()
         }
         self._velocity = {name: torch.zeros_like(t) for name, t in self._theta.items()} if momentum else {}
 
@@ -162,6 +186,10 @@ class PseudoGradientMethod(OuterMethod):
                 theta.sub_(delta.mul_(self._alpha))  # (6), (7)
                 self.fragments[fragment][name].copy_(theta)
 
+    def finish_round(self) -> None:
+        """The ranks get from each other what they did not apply themselves."""
+        self._share(self.fragments)
+
     def theta(self) -> dict[str, Tensor]:
         """The outer parameters, where the inner steps of the next round begin."""
         return self._theta
@@ -183,9 +211,10 @@ class PseudoGradientMethod(OuterMethod):
     def restart_from_theta(self) -> None:
         """The model becomes theta."""
         with torch.no_grad():
-            for parameters in self.fragments.values():
-                for name, parameter in parameters.items():
+            for fragment in self.needed:
+                for name, parameter in self.fragments[fragment].items():
                     parameter.copy_(self._theta[name])
+        self._share(self.fragments)
 
     def figures(self) -> dict[str, float]:
         """The norm of what the error feedback holds back."""
@@ -200,8 +229,10 @@ class GradientMethod(OuterMethod):
 
     remembers = False
 
-    def __init__(self, model: nn.Module, codec: Codec, guard: bool, inner: InnerOptimizer) -> None:
-        super().__init__(model, codec, "weighted", guard)
+    def __init__(
+        self, model: nn.Module, codec: Codec, guard: bool, inner: InnerOptimizer, duties: Duties | None = None
+    ) -> None:
+        super().__init__(model, codec, "weighted", guard, duties)
         self._inner = inner
 
     def contribution(self, fragment: str) -> Tensor:
@@ -219,15 +250,26 @@ class GradientMethod(OuterMethod):
 
     def finish_round(self) -> None:
         """The inner step with the mean gradient (8)."""
+        for parameters in self.fragments.values():
+            for parameter in parameters.values():
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        self._share({f: {n: p.grad for n, p in ps.items() if p.grad is not None} for f, ps in self.fragments.items()})
         self._inner.step()
 
     def theta(self) -> dict[str, Tensor]:
         """The model's parameters."""
-        return {name: p.detach() for parameters in self.fragments.values() for name, p in parameters.items()}
+        return {name: p.detach() for fragment in self.needed for name, p in self.fragments[fragment].items()}
+
+    def restart_from_theta(self) -> None:
+        """The ranks get from each other what they did not load themselves."""
+        self._share(self.fragments)
 
 
-def outer_method(config: Config, model: nn.Module, inner: InnerOptimizer) -> OuterMethod:
-    """The method that `outer.method` names, for `model` and the inner optimizer that trains it."""
+def outer_method(config: Config, model: nn.Module, inner: InnerOptimizer, duties: Duties | None = None) -> OuterMethod:
+    """The method that `outer.method` names, for `model` and the inner optimizer that trains it.
+
+    `duties` are this rank's; those of a replica of one when left out.
+    """
     sparse, outer = config.sparseloco, config.outer
     codec = codec_for(
         outer.method,
@@ -239,11 +281,13 @@ def outer_method(config: Config, model: nn.Module, inner: InnerOptimizer) -> Out
     )
     guard = outer.guard == "median-norm"
     if outer.method == "ddp":
-        return GradientMethod(model, codec, guard, inner)
+        return GradientMethod(model, codec, guard, inner, duties)
     if outer.method == "diloco":
         return PseudoGradientMethod(
-            model, codec, "mean", guard, alpha=config.outer_lr, momentum=outer.momentum, error_decay=None
-        )
+            model, codec, "mean", guard,
+            alpha=config.outer_lr, momentum=outer.momentum, error_decay=None, duties=duties,
+        )  # fmt: skip
     return PseudoGradientMethod(
-        model, codec, sparse.aggregate, guard, alpha=config.outer_lr, momentum=0.0, error_decay=sparse.error_decay
-    )
+        model, codec, sparse.aggregate, guard,
+        alpha=config.outer_lr, momentum=0.0, error_decay=sparse.error_decay, duties=duties,
+    )  # fmt: skip

@@ -5,25 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from comms import failpoints
 from comms.agreement import CatchUp, CommittedRound, Finish, Join, RoundPlan
+from comms.crew import CrewTransport
 from comms.errors import RunFailed
 from comms.grpc_transport import GrpcTransport, TransportSettings
 from comms.ledger import Ledger
 from comms.store import PayloadStore
+from compression.codec import Codec
 from compression.registry import prepare
-from dist_train.checkpoint import CheckpointInfo, Checkpoints, Snapshot
+from dist_train.checkpoint import CheckpointError, CheckpointInfo, Checkpoints, Snapshot
 from dist_train.config import Config, ConfigError
+from dist_train.crew import Crew, Duties, Solo, alone, spread
 from dist_train.data.corpus import Corpus, open_corpus
 from dist_train.data.stream import Stream
+from dist_train.engine import Engine, LocalEngine, SharedEngine
 from dist_train.inner import InnerOptimizer
-from dist_train.model import build_model, model_vocab_size
-from dist_train.outer import OuterMethod, outer_method
+from dist_train.model import build_model, fragment_shapes, model_vocab_size
+from dist_train.outer import outer_method
 from dist_train.round import Replica, follow, take_part
 from dist_train.run_directory import RunDirectory, alone_in, write_atomically
 from dist_train.security import security_of
@@ -31,20 +37,29 @@ from dist_train.security import security_of
 _log = logging.getLogger(__name__)
 
 
-def run_replica(config: Config, directory: RunDirectory, replica_id: str, coordinator_address: str) -> None:
-    """Trains as `replica_id` until the run is over. ConfigError, CommsError or CheckpointError, each one line."""
+def run_replica(
+    config: Config, directory: RunDirectory, replica_id: str, coordinator_address: str, crew: Crew | None = None
+) -> None:
+    """Trains as `replica_id`, or as one rank of it, until the run is over.
+
+    ConfigError, CommsError or CheckpointError, each one line.
+    """
+    crew = crew or Solo()
+    name = replica_id if crew.ranks == 1 else f"{replica_id}.{crew.rank}"
     security, device = security_of(config, replica_id), _device(config, replica_id)
     corpus = open_corpus(
         config.data, vocab_size=model_vocab_size(config.model), seed=config.run.seed, directory=directory.corpus
     )
     model = build_model(config.model, config.run.seed).to(device)
-    inner = InnerOptimizer(model, config.inner, config.total_steps)
-    outer = outer_method(config, model, inner)
-    write_atomically(directory.facts, json.dumps(_facts(config, corpus, outer), indent=1).encode())
+    duties, engine = _shared_out(config, model, crew)
+    inner = InnerOptimizer(model, config.inner, config.total_steps, engine)
+    outer = outer_method(config, model, inner, duties)
+    if crew.rank == 0:
+        write_atomically(directory.facts, json.dumps(_facts(config, corpus, outer.codec), indent=1).encode())
     with alone_in(directory.path):  # the first time it compiles for a while, which one process can do for all
         prepare(outer.codec)
-    checkpoints = Checkpoints(directory.checkpoints, replica_id, config.checkpoint.keep)
-    with Ledger(directory.ledger(replica_id), replica_id) as ledger:
+    checkpoints = Checkpoints(directory.checkpoints, name, config.checkpoint.keep, has_all=crew.ranks == 1)
+    with Ledger(directory.ledger(name), replica_id) as ledger:
         settings = TransportSettings(
             replica=replica_id,
             coordinator_address=coordinator_address,
@@ -54,15 +69,24 @@ def run_replica(config: Config, directory: RunDirectory, replica_id: str, coordi
             fetch_deadline_s=config.exchange.fetch_deadline_s,
             outage_deadline_s=config.exchange.outage_deadline_s,
         )
-        transport = GrpcTransport(settings, PayloadStore(directory.payloads(replica_id)), ledger)
+        own = GrpcTransport(settings, PayloadStore(directory.payloads(replica_id)), ledger)
+        transport = own if crew.ranks == 1 else CrewTransport(own, crew, own.address)
         try:
             replica = Replica(replica_id, config, Stream(corpus, config.run.seed), inner, outer, transport, 0, "")
             _resume(replica, checkpoints)
             replica.theta_digest = outer.digest()
-            transport.join(_introduction(replica, transport.address))
+            transport.join(_introduction(replica, own.address))
             _follow(replica, checkpoints, ledger)
         finally:
             transport.close()
+
+
+def _shared_out(config: Config, model: nn.Module, crew: Crew) -> tuple[Duties, Engine]:
+    """What this rank answers for, and how it computes gradients with the others."""
+    sizes = _sizes(fragment_shapes(config.model))
+    if crew.ranks == 1:
+        return alone(tuple(sizes)), LocalEngine(model, config.inner.micro_batch_tokens)
+    return spread(crew, sizes), SharedEngine(model, crew, config.inner.micro_batch_tokens)
 
 
 def _follow(replica: Replica, checkpoints: Checkpoints, ledger: Ledger) -> None:
@@ -93,9 +117,16 @@ def _follow(replica: Replica, checkpoints: Checkpoints, ledger: Ledger) -> None:
 
 
 def _resume(replica: Replica, checkpoints: Checkpoints) -> None:
-    snapshot = checkpoints.newest(replica.config.digest())
-    if snapshot is None:
+    """Goes back to the newest round of which every rank has its checkpoint whole."""
+    digest = replica.config.digest()
+    snapshot = checkpoints.newest(digest)
+    agreed_round = replica.outer.duties.crew.least(snapshot.info.round if snapshot else 0)
+    if snapshot is not None and snapshot.info.round > agreed_round:
+        snapshot = checkpoints.newest(digest, not_after=agreed_round)  # another rank was killed before it wrote its own
+    if snapshot is None or agreed_round == 0:
         return
+    if snapshot.info.round != agreed_round:
+        raise CheckpointError(f"this rank has no checkpoint of round {agreed_round}, from which the others can resume")
     try:
         replica.outer.load(snapshot.theta, snapshot.shared, snapshot.own)
         replica.inner.load_state_tensors(snapshot.inner)
@@ -138,23 +169,33 @@ def _device(config: Config, replica_id: str) -> torch.device:
     return device
 
 
-def _facts(config: Config, corpus: Corpus, outer: OuterMethod) -> dict[str, object]:
+def _facts(config: Config, corpus: Corpus, codec: Codec) -> dict[str, object]:
     """What a report wants to know of model and corpus; equal on all replicas."""
-    sizes = {name: sum(p.numel() for p in parameters.values()) for name, parameters in outer.fragments.items()}
+    shapes = fragment_shapes(config.model)
+    sizes = _sizes(shapes)
+    layouts = {name: codec.layout({key: tuple(s) for key, s in named.items()}) for name, named in shapes.items()}
     return {
-        "model": {"name": _model_name(config), "parameters": sum(sizes.values())},
+        "model": {
+            "name": _model_name(config),
+            "parameters": sum(sizes.values()),
+        },
         "fragments": {
             name: {
                 "parameters": sizes[name],
-                "payload_bytes": outer.codec.num_bytes(layout),
-                "values": outer.codec.num_values(layout),
+                "payload_bytes": codec.num_bytes(layout),
+                "values": codec.num_values(layout),
             }
-            for name, layout in outer.layouts.items()
+            for name, layout in layouts.items()
         },
         "tokens_per_epoch": corpus.tokens_per_epoch,
         "corpus_digest": corpus.fingerprint,
         "unigram_entropy_nats": _unigram_entropy_nats(corpus),
     }
+
+
+def _sizes(shapes: Mapping[str, Mapping[str, torch.Size]]) -> dict[str, int]:
+    """Parameters of each fragment."""
+    return {fragment: sum(shape.numel() for shape in named.values()) for fragment, named in shapes.items()}
 
 
 def _model_name(config: Config) -> str:

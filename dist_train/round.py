@@ -44,7 +44,7 @@ from compression.codec import PayloadError, Update
 from dist_train.config import Config
 from dist_train.data.batches import batches_of, validation_batches
 from dist_train.data.stream import Stream
-from dist_train.inner import InnerOptimizer, evaluate
+from dist_train.inner import InnerOptimizer
 from dist_train.outer import OuterMethod
 
 _log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def follow(replica: Replica, committed: CommittedRound) -> None:
     work = Work(0, 0.0)
     if replica.outer.remembers and replica.id in committed.leases:
         work = train(replica, committed.round, committed.leases[replica.id])
-        for fragment in replica.outer.fragments:
+        for fragment in replica.outer.owned:
             replica.outer.contribution(fragment)
     apply(replica, committed, Mail(replica), work)
 
@@ -131,9 +131,9 @@ def publish(replica: Replica, round_number: int, work: Work) -> None:
     """Encodes fragment after fragment, hands them out, and reports to the coordinator."""
     failpoints.reach("before-publish", round_number)
     outer, payloads = replica.outer, []
-    for fragment, layout in outer.layouts.items():
+    for fragment in outer.owned:
         with work.timed("encode"):
-            encoded = outer.codec.encode(outer.contribution(fragment), layout)  # (1), (2), (3)
+            encoded = outer.codec.encode(outer.contribution(fragment), outer.layouts[fragment])  # (1), (2), (3)
         with work.timed("publish"):
             payloads.append(replica.transport.publish(round_number, fragment, encoded))
     with work.timed("publish"):
@@ -173,7 +173,7 @@ def apply(replica: Replica, committed: CommittedRound, mail: Mail, work: Work) -
         if problems := mail.fetch(committed.manifest, committed):
             raise CommsError(f"round {committed.round} is committed, but {problems[0].reason}")
     with work.timed("apply"):
-        for fragment in replica.outer.fragments:
+        for fragment in replica.outer.needed:
             entries = [entry for entry in committed.manifest if entry.fragment == fragment]
             updates = [mail.update(entry) for entry in entries]
             own = next((u for u, e in zip(updates, entries, strict=True) if e.replica == replica.id), None)
@@ -197,7 +197,7 @@ def validate(replica: Replica, committed: CommittedRound) -> tuple[float, int]:
         return 0.0, 0
     share = (contributors.index(replica.id), len(contributors))
     batches = validation_batches(replica.stream.corpus, config.data.validation_tokens, config.inner.batch_tokens, share)
-    return evaluate(replica.inner.model, batches)
+    return replica.inner.engine.evaluate(batches)
 
 
 class Mail:
@@ -208,9 +208,14 @@ class Mail:
         self._updates: dict[str, Update] = {}
 
     def fetch(self, manifest: Manifest, source: Proposal | CommittedRound) -> tuple[Problem, ...]:
-        """Gets what is not here yet; says what can't be had, or is not what its fragment allows."""
-        wanted = tuple(entry for entry in manifest if entry.digest not in self._updates)
-        problems = []
+        """Gets what this rank needs and has not yet; says what can't be had, or is not what its fragment allows."""
+        outer = self._replica.outer
+        problems = [
+            Problem(entry.digest, f"{entry.replica} sent {entry.fragment}, which this model does not have")
+            for entry in manifest
+            if not outer.has(entry.fragment)
+        ]
+        wanted = tuple(e for e in manifest if e.fragment in outer.layouts and e.digest not in self._updates)
         committed = isinstance(source, CommittedRound)
         for arrival in self._replica.transport.fetch(source.round, wanted, source.holders, committed=committed):
             content = arrival.content
@@ -224,11 +229,9 @@ class Mail:
         return self._updates[entry.digest]
 
     def _open(self, entry: Entry, payload: bytes) -> Problem | None:
-        layout = self._replica.outer.layouts.get(entry.fragment)
-        if layout is None:
-            return Problem(entry.digest, f"{entry.replica} sent {entry.fragment}, which this model does not have")
+        outer = self._replica.outer
         try:
-            self._updates[entry.digest] = self._replica.outer.codec.decode(payload, layout)
+            self._updates[entry.digest] = outer.codec.decode(payload, outer.layouts[entry.fragment])
         except PayloadError as error:
             return Problem(entry.digest, f"{entry.fragment} of {entry.replica}: {error}")
         return None

@@ -80,6 +80,7 @@ class Join(_message.Message):
     THETA_DIGEST_FIELD_NUMBER: _builtins.int
     PROOF_FIELD_NUMBER: _builtins.int
     PROVED_AT_S_FIELD_NUMBER: _builtins.int
+    RANK_ADDRESSES_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     incarnation: _builtins.str
     """Drawn at random when the process starts: tells a restarted replica from one whose stream broke."""
@@ -98,6 +99,10 @@ class Join(_message.Message):
     """Shows that the replica knows the run's join token, without saying it: see comms/join_token.py. Empty without TLS."""
     proved_at_s: _builtins.float
     """When it was made, by the replica's clock, since 1970. Later with every Join of one incarnation."""
+    @_builtins.property
+    def rank_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the replica's other ranks serve theirs, when it has several."""
+
     def __init__(
         self,
         *,
@@ -111,10 +116,11 @@ class Join(_message.Message):
         theta_digest: _builtins.bytes = ...,
         proof: _builtins.bytes = ...,
         proved_at_s: _builtins.float = ...,
+        rank_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_round", b"applied_round", "config_digest", b"config_digest", "corpus_digest", b"corpus_digest", "incarnation", b"incarnation", "proof", b"proof", "proved_at_s", b"proved_at_s", "replica", b"replica", "theta_digest", b"theta_digest", "tokens_per_epoch", b"tokens_per_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_round", b"applied_round", "config_digest", b"config_digest", "corpus_digest", b"corpus_digest", "incarnation", b"incarnation", "proof", b"proof", "proved_at_s", b"proved_at_s", "rank_addresses", b"rank_addresses", "replica", b"replica", "theta_digest", b"theta_digest", "tokens_per_epoch", b"tokens_per_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -620,6 +626,28 @@ class CommittedRound(_message.Message):
 Global___CommittedRound: _TypeAlias = CommittedRound  # noqa: Y015
 
 @_typing.final
+class CommittedRounds(_message.Message):
+    """Several of them, oldest first: what rank 0 of a replica tells its other ranks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommittedRound]: ...
+    def __init__(
+        self,
+        *,
+        rounds: _abc.Iterable[Global___CommittedRound] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rounds", b"rounds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommittedRounds: _TypeAlias = CommittedRounds  # noqa: Y015
+
+@_typing.final
 class ReplicaLease(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -821,11 +849,16 @@ class MemberStatus(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     APPLIED_ROUND_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    RANK_ADDRESSES_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     state: _builtins.str
     """working, reported, acknowledged, applying, catching-up, observing, silent or away."""
     applied_round: _builtins.int
     address: _builtins.str
+    @_builtins.property
+    def rank_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of its other ranks."""
+
     def __init__(
         self,
         *,
@@ -833,10 +866,11 @@ class MemberStatus(_message.Message):
         state: _builtins.str = ...,
         applied_round: _builtins.int = ...,
         address: _builtins.str = ...,
+        rank_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_round", b"applied_round", "replica", b"replica", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_round", b"applied_round", "rank_addresses", b"rank_addresses", "replica", b"replica", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from dist_train.checkpoint import CheckpointInfo, newest_outer, read_checkpoint
 from dist_train.config import Config, parse
 from dist_train.coordination import run_coordinator
+from dist_train.crew import Crew, GroupCrew, Solo
 from dist_train.replica import run_replica
 from dist_train.run_directory import RunDirectory
 
 PATIENCE_S = 100.0
 
 
-def tiny(directory: Path, source: str, *, replicas: int = 2, **sections: dict[str, Any]) -> Config:
-    """The config of a run that takes a second or two; `sections` add to it or replace single keys."""
+def tiny(
+    directory: Path,
+    source: str,
+    *,
+    replicas: int = 2,
+    ranks: Mapping[str, int] | None = None,
+    **sections: dict[str, Any],
+) -> Config:
+    """The config of a run that takes a second or two; `sections` add to it or replace single keys.
+
+    `ranks` are those of the replicas that have several.
+    """
     document: dict[str, Any] = {
         "run": {"directory": str(directory), "seed": 7},
         "model": {"hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64},
@@ -30,7 +44,7 @@ def tiny(directory: Path, source: str, *, replicas: int = 2, **sections: dict[st
         "outer": {"rounds": 3},
         "sparseloco": {"chunk": 256, "k": 16},
         "exchange": {"min_replicas": replicas},
-        "replica": [{"id": name} for name in "abcdefgh"[:replicas]],
+        "replica": [{"id": name, "ranks": (ranks or {}).get(name, 1)} for name in "abcdefgh"[:replicas]],
     }
     for name, section in sections.items():
         document[name] = document.get(name, {}) | section
@@ -81,9 +95,12 @@ def run(config: Config, beside: Callable[[str, threading.Event], None] | None = 
         visitors.append(threading.Thread(target=visit, daemon=True))
         visitors[0].start()
     for replica in config.replica if address else ():
-        work = guarded(partial(run_replica, config, directory, replica.id, address[0]))
-        threads.append(threading.Thread(target=work, daemon=True))
-        threads[-1].start()
+        meeting_point = directory.path / f"{replica.id}.store"
+        for rank in range(replica.ranks):
+            crew = partial(_crew, meeting_point, rank, replica.ranks)
+            work = guarded(partial(_run_rank, config, directory, replica.id, address[0], crew))
+            threads.append(threading.Thread(target=work, daemon=True))
+            threads[-1].start()
     for thread in threads:
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), "a member hangs"
@@ -94,6 +111,25 @@ def run(config: Config, beside: Callable[[str, threading.Event], None] | None = 
     if errors:
         raise errors[0]
     return directory
+
+
+def _run_rank(config: Config, directory: RunDirectory, replica_id: str, address: str, crew: Callable[[], Crew]) -> None:
+    run_replica(config, directory, replica_id, address, crew())
+
+
+def _crew(meeting_point: Path, rank: int, ranks: int) -> Crew:
+    return Solo() if ranks == 1 else GroupCrew(gloo_group(meeting_point, rank, ranks))
+
+
+def gloo_group(meeting_point: Path, rank: int, ranks: int) -> dist.ProcessGroup:
+    """A group of ranks that may be threads of one process; `meeting_point` is a file that none has used."""
+    store = dist.FileStore(  # type: ignore[attr-defined]
+        str(meeting_point), ranks
+    )
+    group = dist.ProcessGroup(store, rank, ranks)
+    gloo = dist.ProcessGroupGloo(store, rank, ranks, timedelta(seconds=PATIENCE_S))
+    group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
+    return group
 
 
 def metrics(directory: RunDirectory) -> list[dict[str, Any]]:

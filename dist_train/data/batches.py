@@ -17,7 +17,7 @@ from torch import Tensor
 from dist_train.data.pieces import Pieces, balanced_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from comms.leases import Lease
     from dist_train.data.corpus import Corpus
@@ -96,6 +96,13 @@ def micro_batches(batch: Batch, most_tokens: int | None) -> list[Batch]:
     return [
         Batch(batch.tokens[stop - sum(group) : stop], tuple(group)) for group, stop in zip(groups, stops, strict=True)
     ]
+
+
+def part_of(batch: Batch, documents: Sequence[int]) -> Batch:
+    """The documents at these indices of `batch`, in that order."""
+    starts = [0, *accumulate(batch.document_lengths)]
+    tokens = torch.cat([batch.tokens[starts[i] : starts[i + 1]] for i in documents])
+    return Batch(tokens, tuple(batch.document_lengths[i] for i in documents))
 
 
 def validation_batches(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from comms.agreement import (
+    COORDINATOR,
     Acknowledge,
     Applied,
     CatchUp,
@@ -21,7 +22,7 @@ from comms.agreement import (
     Report,
     RoundPlan,
 )
-from comms.coordinator import COORDINATOR, coordinate
+from comms.coordinator import coordinate
 from comms.grpc_transport import GrpcTransport, Route, TransportSettings
 from comms.ledger import Ledger
 from comms.run_state import RoundRules

@@ -19,10 +19,9 @@ from typing import Any
 import grpc
 import pytest
 
-from comms.agreement import CommittedRound, Finish, Payload, Report, RoundPlan
+from comms.agreement import COORDINATOR, CommittedRound, Finish, Payload, Report, RoundPlan
 from comms.certificates import OPERATOR, TOKEN_FILE, CertificateError, dns_name, issue
 from comms.channel import HANDSHAKE_DEADLINE_S, MOST_MESSAGE_BYTES, Channels, listen, new_server, open_channel
-from comms.coordinator import COORDINATOR
 from comms.credentials import KeyFiles, read_keys
 from comms.errors import AccessError, BadProof, Busy, Refused, RunFailed, StaleRound, TooLarge, Unreachable, WrongName
 from comms.grpc_transport import Route

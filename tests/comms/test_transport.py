@@ -17,9 +17,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from comms.agreement import Entry, Finish, Holder, Leave, Payload, Report, RoundPlan
+from comms.agreement import COORDINATOR, Entry, Finish, Holder, Leave, Payload, Report, RoundPlan
 from comms.channel import InsecureAddress, listen, new_server, open_channel
-from comms.coordinator import COORDINATOR
 from comms.errors import JournalError, Refused, RunFailed, Unreachable
 from comms.grpc_transport import Route
 from comms.journal import Journal

@@ -14,9 +14,8 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
-from comms.agreement import Payload
+from comms.agreement import COORDINATOR, Payload
 from comms.certificates import OPERATOR, TOKEN_FILE, issue
-from comms.coordinator import COORDINATOR
 from comms.grpc_transport import GrpcTransport
 from comms.join_token import read_token
 from comms.security import Insecure

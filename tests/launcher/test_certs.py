@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from comms.agreement import COORDINATOR
 from comms.certificates import OPERATOR, issue
-from comms.coordinator import COORDINATOR
 from comms.join_token import read_token
 from launcher.cli import run
 from launcher.progress import RunStatus
