@@ -12,8 +12,11 @@ The other replicas cannot tell these apart: they see one member and its payloads
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 import torch
@@ -21,9 +24,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from comms.errors import CommsError
+from comms.ledger import Direction
+from dist_train.config import ConfigError, ReplicaConfig
 
-Count = Callable[[str, int, int], None]
-"""Called with what was moved ("sent" or "received"), the rank at the other end, and the bytes."""
+Count = Callable[[Direction, int, int], None]
+"""Called with the direction, the rank at the other end, and the bytes."""
 EMBED = "embed"
 # Values that are summed over the ranks at once: enough for bandwidth, little beside a model.
 BUCKET_VALUES = 1 << 22
@@ -53,15 +58,22 @@ class Solo:
         """The number."""
         return number
 
+    def meter(self, count: Count) -> None:
+        """Nothing: nothing moves."""
+
 
 class GroupCrew:
     """Ranks that are joined by a torch.distributed process group, of CPU tensors."""
 
-    def __init__(self, group: dist.ProcessGroup, count: Count | None = None) -> None:
+    def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
-        self._count = count
+        self._count: Count | None = None
         self.rank: int = group.rank()
         self.ranks: int = group.size()
+
+    def meter(self, count: Count) -> None:
+        """From now on tells `count` of everything that moves."""
+        self._count = count
 
     def broadcast(self, message: bytes | None) -> bytes:
         """What rank 0 gives. CommsError when another rank is gone."""
@@ -134,6 +146,27 @@ class GroupCrew:
 
 
 Crew = Solo | GroupCrew
+
+
+@contextmanager
+def crew_of(replica: ReplicaConfig, patience_s: float) -> Iterator[Crew]:
+    """The ranks of `replica`, as torchrun has started them; this process alone when there is one.
+
+    Each wait of theirs is bounded by `patience_s`. ConfigError when torchrun has started other numbers of them.
+    """
+    if replica.ranks == 1:
+        yield Solo()
+        return
+    if (started := os.environ.get("WORLD_SIZE")) != str(replica.ranks):
+        raise ConfigError(
+            f"replica {replica.id} has ranks = {replica.ranks}, and {started or 1} were started: start them with "
+            f"torchrun --nproc-per-node {replica.ranks} (dist-train launch does)"
+        )
+    dist.init_process_group("gloo", timeout=timedelta(seconds=patience_s))
+    try:
+        yield GroupCrew(dist.distributed_c10d._get_default_group())
+    finally:
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import logging
 import secrets
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,12 @@ from comms.agreement import CatchUp, CommittedRound, Finish, Join, RoundPlan
 from comms.crew import CrewTransport
 from comms.errors import RunFailed
 from comms.grpc_transport import GrpcTransport, TransportSettings
-from comms.ledger import Ledger
+from comms.ledger import Direction, Ledger
 from comms.store import PayloadStore
 from compression.codec import Codec
 from compression.registry import prepare
 from dist_train.checkpoint import CheckpointError, CheckpointInfo, Checkpoints, Snapshot
-from dist_train.config import Config, ConfigError
+from dist_train.config import Config, ConfigError, ReplicaConfig
 from dist_train.crew import Crew, Duties, Solo, alone, spread
 from dist_train.data.corpus import Corpus, open_corpus
 from dist_train.data.stream import Stream
@@ -46,7 +47,7 @@ def run_replica(
     """
     crew = crew or Solo()
     name = replica_id if crew.ranks == 1 else f"{replica_id}.{crew.rank}"
-    security, device = security_of(config, replica_id), _device(config, replica_id)
+    security, device = security_of(config, replica_id), _device(config, replica_id, crew.rank)
     corpus = open_corpus(
         config.data, vocab_size=model_vocab_size(config.model), seed=config.run.seed, directory=directory.corpus
     )
@@ -60,6 +61,7 @@ def run_replica(
         prepare(outer.codec)
     checkpoints = Checkpoints(directory.checkpoints, name, config.checkpoint.keep, has_all=crew.ranks == 1)
     with Ledger(directory.ledger(name), replica_id) as ledger:
+        crew.meter(partial(_tally, ledger, replica_id))
         settings = TransportSettings(
             replica=replica_id,
             coordinator_address=coordinator_address,
@@ -79,6 +81,10 @@ def run_replica(
             _follow(replica, checkpoints, ledger)
         finally:
             transport.close()
+
+
+def _tally(ledger: Ledger, replica_id: str, direction: Direction, rank: int, num_bytes: int) -> None:
+    ledger.tally(peer=f"{replica_id}.{rank}", direction=direction, kind="intra_replica", num_bytes=num_bytes)
 
 
 def _shared_out(config: Config, model: nn.Module, crew: Crew) -> tuple[Duties, Engine]:
@@ -155,12 +161,18 @@ def _introduction(replica: Replica, address: str) -> Join:
     )
 
 
-def _device(config: Config, replica_id: str) -> torch.device:
-    chosen = next((r.device for r in config.replica if r.id == replica_id), None)
-    if chosen is None:
-        raise ConfigError(f"replica {replica_id!r} is none of {', '.join(r.id for r in config.replica)}")
+def replica_of(config: Config, replica_id: str) -> ReplicaConfig:
+    """Its section of the config; ConfigError when it has none."""
+    for replica in config.replica:
+        if replica.id == replica_id:
+            return replica
+    raise ConfigError(f"replica {replica_id!r} is none of {', '.join(r.id for r in config.replica)}")
+
+
+def _device(config: Config, replica_id: str, rank: int) -> torch.device:
+    chosen = replica_of(config, replica_id).device
     if chosen == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(chosen)
         torch.empty(0, device=device)

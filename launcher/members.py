@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 COORDINATOR = "coordinator"
 THREADS_VARIABLE = "OMP_NUM_THREADS"
+# How often torchrun starts all ranks of a replica anew after one of them has died.
+RANK_RESTARTS = 3
 
 
 def replica_ids(config: Config) -> tuple[str, ...]:
@@ -40,11 +42,12 @@ def coordinator_command(config: Config, directory: RunDirectory, kept_descriptor
 def replica_command(
     config: Config, directory: RunDirectory, replica: str, address: str, kept_descriptors: tuple[int, ...] = ()
 ) -> Command:
-    """Starts one replica, which dials the coordinator at `address`."""
+    """Starts one replica, which dials the coordinator at `address`; under torchrun when it has several ranks."""
     identity = ("--id", replica, "--coordinator", address)
+    ranks = next(section.ranks for section in config.replica if section.id == replica)
     return Command(
         member=replica,
-        arguments=(*_launcher(), "replica", str(directory.path), *identity, "--lifeline"),
+        arguments=(*_launcher(ranks), "replica", str(directory.path), *identity, "--lifeline"),
         log=directory.log(replica),
         environment=_environment(config),
         kept_descriptors=kept_descriptors,
@@ -57,15 +60,18 @@ def commands(config: Config, directory: RunDirectory) -> tuple[Command, ...]:
     return (coordinator_command(config, directory), *replicas)
 
 
-def _launcher() -> tuple[str, ...]:
-    return (sys.executable, "-m", "launcher")
+def _launcher(ranks: int = 1) -> tuple[str, ...]:
+    if ranks == 1:
+        return (sys.executable, "-m", "launcher")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
+    return (sys.executable, *torchrun, f"--max-restarts={RANK_RESTARTS}", "-m", "launcher")
 
 
 def _environment(config: Config) -> dict[str, str]:
     """Unbuffered logs; and the cores shared out, since each process would otherwise take them all."""
     environment = {"PYTHONUNBUFFERED": "1"}
     if THREADS_VARIABLE not in os.environ:
-        environment[THREADS_VARIABLE] = str(max(1, _usable_cores() // len(config.replica)))
+        environment[THREADS_VARIABLE] = str(max(1, _usable_cores() // sum(replica.ranks for replica in config.replica)))
     return environment
 
 
