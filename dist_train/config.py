@@ -252,6 +252,13 @@ class CheckpointConfig(_Section):
     """Checkpoints kept; older ones are deleted after a newer one is whole."""
 
 
+class LaunchConfig(_Section):
+    """[launch]: how the processes of the run are looked after."""
+
+    restarts: int = Field(default=3, ge=0)
+    """How often a replica that has died is started again; it catches up by itself."""
+
+
 class ReplicaConfig(_Section):
     """[[replica]]: one full copy of the model being trained."""
 
@@ -274,6 +281,7 @@ class Config(_Section):
     exchange: ExchangeConfig = ExchangeConfig()
     security: SecurityConfig = SecurityConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    launch: LaunchConfig = LaunchConfig()
     replica: tuple[ReplicaConfig, ...] = Field(default=(ReplicaConfig(id="a"),), min_length=1)
 
     @model_validator(mode="after")
@@ -336,7 +344,7 @@ class Config(_Section):
     def shared(self) -> dict[str, Any]:
         """All that must be equal among the members of a run, as JSON: not where files, sockets and devices are."""
         shared = self.model_dump(mode="json")
-        del shared["run"]["directory"], shared["exchange"]["address"], shared["security"]
+        del shared["run"]["directory"], shared["exchange"]["address"], shared["security"], shared["launch"]
         shared["replica"] = sorted(replica["id"] for replica in shared["replica"])
         return shared
 

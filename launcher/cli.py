@@ -204,6 +204,7 @@ def replica(
     run_dir: RunDir,
     replica_id: Annotated[str, typer.Option("--id", help="Which replica of the config this is.")],
     coordinator: Annotated[str, typer.Option("--coordinator", metavar="HOST:PORT", help="Where the run is.")],
+    stage: Annotated[int, typer.Option("--stage", help="Which stage of it, when it is a pipeline.")] = 0,
     lifeline: Lifeline = False,
 ) -> None:
     """Run one replica. `launch` starts it.

@@ -21,6 +21,7 @@ from launcher.lock import hold_lock
 from launcher.logs import last_error
 from launcher.members import COORDINATOR
 from launcher.progress import Progress, RunStatus
+from launcher.restarts import Restarts
 from launcher.standing import Standing, committed_rounds, standing
 from launcher.supervisor import Announced, Exited, Interrupted, Supervisor, Told
 from launcher.verdict import Verdict, exit_text, is_finishing, judge
@@ -69,6 +70,8 @@ class _LocalRun:
     def __init__(self, config: Config, directory: RunDirectory, view: View, supervisor: Supervisor, lock: int) -> None:
         self.config, self.directory, self.view, self.supervisor = config, directory, view, supervisor
         self.replicas = members.replica_ids(config)
+        processes = {replica.id: members.processes_of(replica) for replica in config.replica}
+        self.restarts = Restarts(processes, config.launch.restarts)
         self.kept_descriptors = (lock,)
         self.log_starts: dict[str, int] = {}
         self.tail = MetricsTail(directory.metrics)
@@ -81,8 +84,7 @@ class _LocalRun:
         try:
             address = self._start_coordinator()
             for replica in self.replicas:
-                kept = self.kept_descriptors
-                self._start(members.replica_command(self.config, self.directory, replica, address, kept))
+                self._start_replica(replica, address)
             self.view.say(f"{self.config.run.name}: {len(self.replicas)} replicas started, coordinator at {address}")
             verdict = self._watch(address)
         except KeyboardInterrupt:
@@ -119,6 +121,10 @@ class _LocalRun:
             f"see {self.directory.log(COORDINATOR)}"
         )
 
+    def _start_replica(self, replica: str, address: str) -> None:
+        for command in members.replica_commands(self.config, self.directory, replica, address, self.kept_descriptors):
+            self._start(command)
+
     def _start(self, command: Command) -> None:
         self.log_starts[command.member] = self.supervisor.start(command)
 
@@ -135,12 +141,26 @@ class _LocalRun:
                 if time.monotonic() >= look_at_s:
                     look_at_s = time.monotonic() + LOOK_EVERY_S
                     self._look(poller)
+                    self._start_again(address)
                 self._take(self.supervisor.next_event(look_at_s - time.monotonic()))
             self._show_new_rounds()
             return verdict
 
+    def _start_again(self, address: str) -> None:
+        """Starts the replicas whose time has come; while the run's work goes on."""
+        if COORDINATOR in self.supervisor.exits:
+            return
+        self.restarts.plan(self.supervisor.exits, time.monotonic())
+        for replica in self.restarts.take_due(time.monotonic()):
+            self.view.say(
+                f"replica {replica} is started again ({self.restarts.used[replica]} of {self.restarts.allowed})"
+            )
+            self._start_replica(replica, address)
+
     def _verdict(self) -> Verdict | None:
-        exits = self.supervisor.exits
+        if COORDINATOR not in self.supervisor.exits:
+            self.restarts.plan(self.supervisor.exits, time.monotonic())
+        exits = self.restarts.final(self.supervisor.exits)
         verdict = judge(exits, self.replicas, self.config.exchange.min_replicas)
         if verdict is None and is_finishing(exits, self.replicas):
             self.finish_by_s = self.finish_by_s or time.monotonic() + FINISH_DEADLINE_S
@@ -152,12 +172,18 @@ class _LocalRun:
     def _take(self, event: Event | None) -> None:
         match event:
             case Exited(member=member, code=code) if code != 0:
-                name = "the coordinator" if member == COORDINATOR else f"replica {member}"
-                self.view.say(f"{name} {self._last_words(member, code)}")
+                self.view.say(f"{self._name(member)} {self._last_words(member, code)}")
+                self.supervisor.end(self.restarts.left_behind(member, self.supervisor.running))
             case Interrupted():
                 raise KeyboardInterrupt
             case Told(news=RunStatus() as status):
-                self.status = status.naming(self.replicas, self.supervisor.exits)
+                self.status = status.naming(self.replicas, self.restarts.final(self.supervisor.exits))
+
+    def _name(self, member: str) -> str:
+        replica = self.restarts.replica_of(member)
+        if replica is None:
+            return "the coordinator"
+        return f"replica {replica}" if replica == member else f"stage {member} of replica {replica}"
 
     def _look(self, poller: StatusPoller) -> None:
         poller.ask()

@@ -10,7 +10,7 @@ from dist_train.config import ConfigError
 from launcher.supervisor import Command
 
 if TYPE_CHECKING:
-    from dist_train.config import Config
+    from dist_train.config import Config, ReplicaConfig
     from dist_train.run_directory import RunDirectory
 
 COORDINATOR = "coordinator"
@@ -39,25 +39,45 @@ def coordinator_command(config: Config, directory: RunDirectory, kept_descriptor
     )
 
 
-def replica_command(
+def replica_commands(
     config: Config, directory: RunDirectory, replica: str, address: str, kept_descriptors: tuple[int, ...] = ()
-) -> Command:
-    """Starts one replica, which dials the coordinator at `address`; under torchrun when it has several ranks."""
+) -> tuple[Command, ...]:
+    """Starts one replica, which dials the coordinator at `address`: a process for each stage of a pipeline, else one.
+
+    Several ranks on one machine are started by torchrun.
+    """
+    section = _section(config, replica)
     identity = ("--id", replica, "--coordinator", address)
-    ranks = next(section.ranks for section in config.replica if section.id == replica)
-    return Command(
-        member=replica,
-        arguments=(*_launcher(ranks), "replica", str(directory.path), *identity, "--lifeline"),
-        log=directory.log(replica),
-        environment=_environment(config),
-        kept_descriptors=kept_descriptors,
+    return tuple(
+        Command(
+            member=process,
+            arguments=(
+                *_launcher(section.ranks),
+                *("replica", str(directory.path), *identity),
+                *(("--stage", str(stage)) if section.pipeline else ()),
+                "--lifeline",
+            ),
+            log=directory.log(process),
+            environment=_environment(config),
+            kept_descriptors=kept_descriptors,
+        )
+        for stage, process in enumerate(processes_of(section))
     )
+
+
+def processes_of(replica: ReplicaConfig) -> tuple[str, ...]:
+    """The names of a replica's processes: those of its stages, or its own."""
+    return replica.pipeline or (replica.id,)
+
+
+def _section(config: Config, replica: str) -> ReplicaConfig:
+    return next(section for section in config.replica if section.id == replica)
 
 
 def commands(config: Config, directory: RunDirectory) -> tuple[Command, ...]:
     """All that a launch would start; the coordinator's address is known only then."""
-    replicas = (replica_command(config, directory, replica, "HOST:PORT") for replica in replica_ids(config))
-    return (coordinator_command(config, directory), *replicas)
+    replicas = (replica_commands(config, directory, replica, "HOST:PORT") for replica in replica_ids(config))
+    return (coordinator_command(config, directory), *(command for several in replicas for command in several))
 
 
 def _launcher(ranks: int = 1) -> tuple[str, ...]:
@@ -71,7 +91,9 @@ def _environment(config: Config) -> dict[str, str]:
     """Unbuffered logs; and the cores shared out, since each process would otherwise take them all."""
     environment = {"PYTHONUNBUFFERED": "1"}
     if THREADS_VARIABLE not in os.environ:
-        environment[THREADS_VARIABLE] = str(max(1, _usable_cores() // sum(replica.ranks for replica in config.replica)))
+        environment[THREADS_VARIABLE] = str(
+            max(1, _usable_cores() // sum(r.ranks * len(processes_of(r)) for r in config.replica))
+        )
     return environment
 
 

@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
     from types import FrameType, TracebackType
     from typing import Self
@@ -102,7 +102,11 @@ class Supervisor:
         return frozenset(self._children.keys() - self.exits.keys())
 
     def start(self, command: Command) -> int:
-        """Starts a child; returns where in its log this start begins, in bytes. OSError when it can't be started."""
+        """Starts a child, or one that has ended anew; returns where in its log this start begins, in bytes.
+
+        OSError when it can't be started.
+        """
+        self.exits.pop(command.member, None)
         command.log.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             log = stack.enter_context(command.log.open("ab"))
@@ -127,6 +131,11 @@ class Supervisor:
     def tell(self, news: object) -> None:
         """Puts `news` among the events; from any thread."""
         self._events.put(Told(news))
+
+    def end(self, members: Iterable[str]) -> None:
+        """Asks some children to end; their exits are events, as ever."""
+        for member in members:
+            _signal_group(self._children[member].pid, signal.SIGTERM)
 
     def stop(self) -> None:
         """Ends all children: SIGTERM, at most `grace_s` seconds, then SIGKILL. A signal to us cuts the wait short."""
