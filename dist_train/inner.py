@@ -71,7 +71,7 @@ class InnerOptimizer:
         self.model.zero_grad(set_to_none=True)
         total = torch.zeros(())
         for micro_batch in micro_batches(batch, self._config.micro_batch_tokens):
-            with _autocast(self.model):
+            with autocast(self.model):
                 loss = loss_sum(self.model, micro_batch) / max(1, batch.num_targets)  # (1)
             loss.backward()  # type: ignore[no-untyped-call]
             total = total.to(loss) + loss.detach()
@@ -83,7 +83,7 @@ class InnerOptimizer:
         ArithmeticError when the norm is not finite: the parameters are as before.
         """
         parameters = self._parameters.values()
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = self._gradient_norm()
         if not math.isfinite(norm_value := norm.item()):
             raise ArithmeticError(
                 f"The gradient of inner step {self.global_step} has norm {norm_value}; "
@@ -101,9 +101,17 @@ class InnerOptimizer:
                     final_fraction=self._config.final_lr_fraction,
                 )
             optimizer.step()  # (3)
+        self._settle()
         self.model.zero_grad(set_to_none=True)
         self.global_step += 1
         return norm_value
+
+    def _gradient_norm(self) -> Tensor:
+        """|g| over all parameters, a scalar: where they are spread over several machines, they ask each other."""
+        return get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
+
+    def _settle(self) -> None:
+        """Called after each step: brings weights back to where they are bound to stay."""
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The whole state, for a checkpoint: `PARAMETER/KEY` -> tensor, and `global_step`. Not copied."""
@@ -139,7 +147,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
     model.eval()
     try:
         for batch in batches:
-            with _autocast(model):
+            with autocast(model):
                 total += loss_sum(model, batch).item()
             num_targets += batch.num_targets
     finally:
@@ -190,7 +198,7 @@ def _state_for(
     return {key: tensor.to(parameter.device, copy=True) for key, tensor in state.items()}
 
 
-def _autocast(model: nn.Module) -> torch.autocast:
+def autocast(model: nn.Module) -> torch.autocast:
     """bf16 on a GPU; on the CPU whatever the parameters are."""
     device_type = next(model.parameters()).device.type
     return torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda")
