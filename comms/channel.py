@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import resource
+import socket
 from collections.abc import Sequence
 
 import grpc
@@ -74,6 +75,16 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def own_host(towards: str) -> str:
+    """This machine's address on the interface that leads to `towards` (host:port): what other peers can reach, too."""
+    host, port = host_and_port(towards)
+    if is_loopback(host):
+        return "127.0.0.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, port))  # UDP: asks the routing table, sends nothing
+        return str(probe.getsockname()[0])
 
 
 def require_permission(address: str, security: Security) -> None:

@@ -135,7 +135,8 @@ def combined(parts: Sequence[MemberMessage]) -> MemberMessage:
         case Report():
             reports = [part for part in parts if isinstance(part, Report)]
             payloads = tuple(payload for report in reports for payload in report.payloads)
-            return replace(first, payloads=payloads, phase_s=_slowest([report.phase_s for report in reports]))
+            loss = math.fsum(report.loss for report in reports)
+            return replace(first, payloads=payloads, loss=loss, phase_s=_slowest([one.phase_s for one in reports]))
         case Acknowledge():
             acknowledgements = [part for part in parts if isinstance(part, Acknowledge)]
             problems = {problem.digest: problem for one in acknowledgements for problem in one.problems}

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import queue
 import random
-import socket
 import threading
 import time
 from collections import defaultdict
@@ -40,7 +39,7 @@ from comms.agreement import (
     Refusal,
     Report,
 )
-from comms.channel import Channels, host_and_port, is_loopback, listen, new_server
+from comms.channel import Channels, listen, new_server, own_host
 from comms.errors import CommsError, DeadlineError, Refused, Unreachable
 from comms.join_token import prove, read_token
 from comms.ledger import Ledger
@@ -190,18 +189,9 @@ class GrpcTransport:
         self._server = new_server()
         service = PayloadService(self._store, self._ledger)
         payload_pb2_grpc.add_PayloadsServicer_to_server(service, self._server)
-        address = listen(self._server, f"{self._own_host()}:0", self._settings.security)
+        address = listen(self._server, f"{own_host(self._settings.coordinator_address)}:0", self._settings.security)
         await self._server.start()
         return address
-
-    def _own_host(self) -> str:
-        """The address of the interface that leads to the coordinator: what the others can reach, too."""
-        host, port = host_and_port(self._settings.coordinator_address)
-        if is_loopback(host):
-            return "127.0.0.1"
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, port))  # UDP: asks the routing table, sends nothing
-            return str(probe.getsockname()[0])
 
     async def _converse(self) -> None:
         """Keeps a conversation with the coordinator going until the run is over or the coordinator is gone too long."""

@@ -12,11 +12,8 @@ The other replicas cannot tell these apart: they see one member and its payloads
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 
 import torch
@@ -25,7 +22,6 @@ from torch import Tensor
 
 from comms.errors import CommsError
 from comms.ledger import Direction
-from dist_train.config import ConfigError, ReplicaConfig
 
 Count = Callable[[Direction, int, int], None]
 """Called with the direction, the rank at the other end, and the bytes."""
@@ -146,27 +142,6 @@ class GroupCrew:
 
 
 Crew = Solo | GroupCrew
-
-
-@contextmanager
-def crew_of(replica: ReplicaConfig, patience_s: float) -> Iterator[Crew]:
-    """The ranks of `replica`, as torchrun has started them; this process alone when there is one.
-
-    Each wait of theirs is bounded by `patience_s`. ConfigError when torchrun has started other numbers of them.
-    """
-    if replica.ranks == 1:
-        yield Solo()
-        return
-    if (started := os.environ.get("WORLD_SIZE")) != str(replica.ranks):
-        raise ConfigError(
-            f"replica {replica.id} has ranks = {replica.ranks}, and {started or 1} were started: start them with "
-            f"torchrun --nproc-per-node {replica.ranks} (dist-train launch does)"
-        )
-    dist.init_process_group("gloo", timeout=timedelta(seconds=patience_s))
-    try:
-        yield GroupCrew(dist.distributed_c10d._get_default_group())
-    finally:
-        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)

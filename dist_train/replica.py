@@ -5,63 +5,65 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from comms import failpoints
 from comms.agreement import CatchUp, CommittedRound, Finish, Join, RoundPlan
 from comms.crew import CrewTransport
 from comms.errors import RunFailed
 from comms.grpc_transport import GrpcTransport, TransportSettings
-from comms.ledger import Direction, Ledger
+from comms.ledger import Ledger
 from comms.store import PayloadStore
 from compression.codec import Codec
 from compression.registry import prepare
 from dist_train.checkpoint import CheckpointError, CheckpointInfo, Checkpoints, Snapshot
 from dist_train.config import Config, ConfigError, ReplicaConfig
-from dist_train.crew import Crew, Duties, Solo, alone, spread
 from dist_train.data.corpus import Corpus, open_corpus
 from dist_train.data.stream import Stream
-from dist_train.engine import Engine, LocalEngine, SharedEngine
-from dist_train.inner import InnerOptimizer
-from dist_train.model import build_model, fragment_shapes, model_vocab_size
+from dist_train.enlist import Enlist, enlist
+from dist_train.model import fragment_shapes, model_vocab_size
 from dist_train.outer import outer_method
 from dist_train.round import Replica, follow, take_part
 from dist_train.run_directory import RunDirectory, alone_in, write_atomically
+from dist_train.seat import num_parameters, seat_of
 from dist_train.security import security_of
 
 _log = logging.getLogger(__name__)
 
 
 def run_replica(
-    config: Config, directory: RunDirectory, replica_id: str, coordinator_address: str, crew: Crew | None = None
+    config: Config,
+    directory: RunDirectory,
+    replica_id: str,
+    coordinator_address: str,
+    *,
+    rank: int = 0,
+    join_crew: Enlist | None = None,
 ) -> None:
     """Trains as `replica_id`, or as one rank of it, until the run is over.
 
-    ConfigError, CommsError or CheckpointError, each one line.
+    `join_crew` joins the ranks in another way than the config's. ConfigError, CommsError or CheckpointError, each one
+    line.
     """
-    crew = crew or Solo()
-    name = replica_id if crew.ranks == 1 else f"{replica_id}.{crew.rank}"
-    security, device = security_of(config, replica_id), _device(config, replica_id, crew.rank)
+    section = replica_of(config, replica_id)
+    is_alone = section.ranks == 1 and not section.pipeline
+    name = replica_id if is_alone else f"{replica_id}.{rank}"
+    security = security_of(config, replica_id)
     corpus = open_corpus(
         config.data, vocab_size=model_vocab_size(config.model), seed=config.run.seed, directory=directory.corpus
     )
-    model = build_model(config.model, config.run.seed).to(device)
-    duties, engine = _shared_out(config, model, crew)
-    inner = InnerOptimizer(model, config.inner, config.total_steps, engine)
-    outer = outer_method(config, model, inner, duties)
-    if crew.rank == 0:
-        write_atomically(directory.facts, json.dumps(_facts(config, corpus, outer.codec), indent=1).encode())
-    with alone_in(directory.path):  # the first time it compiles for a while, which one process can do for all
-        prepare(outer.codec)
-    checkpoints = Checkpoints(directory.checkpoints, name, config.checkpoint.keep, has_all=crew.ranks == 1)
-    with Ledger(directory.ledger(name), replica_id) as ledger:
-        crew.meter(partial(_tally, ledger, replica_id))
+    join_crew = join_crew or enlist(config, section, rank, coordinator_address, security)
+    with Ledger(directory.ledger(name), replica_id) as ledger, join_crew(ledger) as crew:
+        seat = seat_of(config, section, crew, _device(section, rank))
+        outer = outer_method(config, seat.model, seat.inner, seat.duties, seat.start)
+        if crew.rank == 0:
+            write_atomically(directory.facts, json.dumps(_facts(config, corpus, outer.codec), indent=1).encode())
+        with alone_in(directory.path):  # the first time it compiles for a while, which one process can do for all
+            prepare(outer.codec)
+        checkpoints = Checkpoints(directory.checkpoints, name, config.checkpoint.keep, has_all=is_alone)
         settings = TransportSettings(
             replica=replica_id,
             coordinator_address=coordinator_address,
@@ -72,27 +74,16 @@ def run_replica(
             outage_deadline_s=config.exchange.outage_deadline_s,
         )
         own = GrpcTransport(settings, PayloadStore(directory.payloads(replica_id)), ledger)
-        transport = own if crew.ranks == 1 else CrewTransport(own, crew, own.address)
+        transport = own if is_alone else CrewTransport(own, crew, own.address)
         try:
-            replica = Replica(replica_id, config, Stream(corpus, config.run.seed), inner, outer, transport, 0, "")
+            stream = Stream(corpus, config.run.seed)
+            replica = Replica(replica_id, config, stream, seat.inner, outer, transport, 0, "")
             _resume(replica, checkpoints)
             replica.theta_digest = outer.digest()
             transport.join(_introduction(replica, own.address))
             _follow(replica, checkpoints, ledger)
         finally:
             transport.close()
-
-
-def _tally(ledger: Ledger, replica_id: str, direction: Direction, rank: int, num_bytes: int) -> None:
-    ledger.tally(peer=f"{replica_id}.{rank}", direction=direction, kind="intra_replica", num_bytes=num_bytes)
-
-
-def _shared_out(config: Config, model: nn.Module, crew: Crew) -> tuple[Duties, Engine]:
-    """What this rank answers for, and how it computes gradients with the others."""
-    sizes = _sizes(fragment_shapes(config.model))
-    if crew.ranks == 1:
-        return alone(tuple(sizes)), LocalEngine(model, config.inner.micro_batch_tokens)
-    return spread(crew, sizes), SharedEngine(model, crew, config.inner.micro_batch_tokens)
 
 
 def _follow(replica: Replica, checkpoints: Checkpoints, ledger: Ledger) -> None:
@@ -169,8 +160,8 @@ def replica_of(config: Config, replica_id: str) -> ReplicaConfig:
     raise ConfigError(f"replica {replica_id!r} is none of {', '.join(r.id for r in config.replica)}")
 
 
-def _device(config: Config, replica_id: str, rank: int) -> torch.device:
-    chosen = replica_of(config, replica_id).device
+def _device(replica: ReplicaConfig, rank: int) -> torch.device:
+    chosen = replica.device
     if chosen == "auto":
         return torch.device(f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
     try:
@@ -184,7 +175,7 @@ def _device(config: Config, replica_id: str, rank: int) -> torch.device:
 def _facts(config: Config, corpus: Corpus, codec: Codec) -> dict[str, object]:
     """What a report wants to know of model and corpus; equal on all replicas."""
     shapes = fragment_shapes(config.model)
-    sizes = _sizes(shapes)
+    sizes = num_parameters(shapes)
     layouts = {name: codec.layout({key: tuple(s) for key, s in named.items()}) for name, named in shapes.items()}
     return {
         "model": {
@@ -203,11 +194,6 @@ def _facts(config: Config, corpus: Corpus, codec: Codec) -> dict[str, object]:
         "corpus_digest": corpus.fingerprint,
         "unigram_entropy_nats": _unigram_entropy_nats(corpus),
     }
-
-
-def _sizes(shapes: Mapping[str, Mapping[str, torch.Size]]) -> dict[str, int]:
-    """Parameters of each fragment."""
-    return {fragment: sum(shape.numel() for shape in named.values()) for fragment, named in shapes.items()}
 
 
 def _model_name(config: Config) -> str:

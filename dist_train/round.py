@@ -197,7 +197,7 @@ def validate(replica: Replica, committed: CommittedRound) -> tuple[float, int]:
         return 0.0, 0
     share = (contributors.index(replica.id), len(contributors))
     batches = validation_batches(replica.stream.corpus, config.data.validation_tokens, config.inner.batch_tokens, share)
-    return replica.inner.engine.evaluate(batches)
+    return replica.inner.evaluate(batches)
 
 
 class Mail:

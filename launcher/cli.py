@@ -213,12 +213,10 @@ def replica(
     """
 
     def body() -> None:
-        from dist_train.crew import crew_of
-        from dist_train.replica import replica_of, run_replica
+        from dist_train.replica import run_replica
 
         directory, config = _open_run(run_dir)
-        with crew_of(replica_of(config, replica_id), config.exchange.outage_deadline_s) as crew:
-            run_replica(config, directory, replica_id, coordinator, crew)
+        run_replica(config, directory, replica_id, coordinator, rank=stage or int(os.environ.get("RANK", "0")))
 
     _run_member(replica_id, body, lifeline=lifeline)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from comms.ledger import Ledger
 from dist_train.checkpoint import CheckpointInfo, newest_outer, read_checkpoint
 from dist_train.config import Config, parse
 from dist_train.coordination import run_coordinator
-from dist_train.crew import Crew, GroupCrew, Solo
+from dist_train.crew import Crew, GroupCrew
 from dist_train.replica import run_replica
 from dist_train.run_directory import RunDirectory
 
@@ -97,8 +99,8 @@ def run(config: Config, beside: Callable[[str, threading.Event], None] | None = 
     for replica in config.replica if address else ():
         meeting_point = directory.path / f"{replica.id}.store"
         for rank in range(replica.ranks):
-            crew = partial(_crew, meeting_point, rank, replica.ranks)
-            work = guarded(partial(_run_rank, config, directory, replica.id, address[0], crew))
+            joined = partial(_joined, meeting_point, rank, replica.ranks) if replica.ranks > 1 else None
+            work = guarded(partial(run_replica, config, directory, replica.id, address[0], rank=rank, join_crew=joined))
             threads.append(threading.Thread(target=work, daemon=True))
             threads[-1].start()
     for thread in threads:
@@ -113,12 +115,9 @@ def run(config: Config, beside: Callable[[str, threading.Event], None] | None = 
     return directory
 
 
-def _run_rank(config: Config, directory: RunDirectory, replica_id: str, address: str, crew: Callable[[], Crew]) -> None:
-    run_replica(config, directory, replica_id, address, crew())
-
-
-def _crew(meeting_point: Path, rank: int, ranks: int) -> Crew:
-    return Solo() if ranks == 1 else GroupCrew(gloo_group(meeting_point, rank, ranks))
+@contextmanager
+def _joined(meeting_point: Path, rank: int, ranks: int, _ledger: Ledger) -> Iterator[Crew]:
+    yield GroupCrew(gloo_group(meeting_point, rank, ranks))
 
 
 def gloo_group(meeting_point: Path, rank: int, ranks: int) -> dist.ProcessGroup:

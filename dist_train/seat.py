@@ -1,0 +1,68 @@
+"""What one rank of a replica works with: its part of the model, its optimizer, and what it answers for.
+
+    one rank            the model                     InnerOptimizer
+    several ranks       the model, on each            SharedOptimizer     gradients are summed over the ranks
+    a pipeline          a stage of the model          StageOptimizer      activations go from stage to stage
+
+What the replica does in a round is the same for all three: see `round`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dist_train.config import Config, ReplicaConfig
+from dist_train.crew import Crew, Duties, alone, spread, staged
+from dist_train.inner import InnerOptimizer
+from dist_train.model import build_model, fragment_shapes, fragments
+from dist_train.outer import LocalStart
+from dist_train.pipeline.optimizer import StageOptimizer
+from dist_train.pipeline.terms import agree, make_bond, make_stage, terms_of
+from dist_train.shared import SharedOptimizer
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A rank's place in its replica."""
+
+    inner: InnerOptimizer
+    duties: Duties
+    start: LocalStart | None = None
+    """Where its inner steps begin, when not at theta."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The part of the model that it hosts."""
+        return self.inner.model
+
+
+def seat_of(config: Config, replica: ReplicaConfig, crew: Crew, device: torch.device) -> Seat:
+    """The seat of this rank of `replica`. ConfigError when the model does not allow it; blocks until all ranks sit."""
+    if replica.pipeline:
+        return _stage(config, replica, crew, device)
+    model = build_model(config.model, config.run.seed).to(device)
+    if crew.ranks == 1:
+        inner = InnerOptimizer(model, config.inner, config.total_steps)
+        return Seat(inner, alone(tuple(fragments(model))))
+    shared = SharedOptimizer(model, config.inner, config.total_steps, crew)
+    return Seat(shared, spread(crew, num_parameters(fragment_shapes(config.model))))
+
+
+def _stage(config: Config, replica: ReplicaConfig, crew: Crew, device: torch.device) -> Seat:
+    terms = terms_of(config, replica)
+    agree(terms)
+    stage = make_stage(config, terms, crew.rank).to(device)
+    bond = make_bond(terms, stage)
+    inner = StageOptimizer(stage, config.inner, config.total_steps, bond=bond, micro_batches=terms.micro_batches)
+    layers = [[f"layer.{layer}" for layer in span] for span in terms.spans]
+    hosted = [["embed", *layers[0]], *layers[1:-1], [*layers[-1], "head"]]
+    return Seat(inner, staged(crew, hosted), bond)
+
+
+def num_parameters(shapes: Mapping[str, Mapping[str, torch.Size]]) -> dict[str, int]:
+    """Parameters of each fragment."""
+    return {fragment: sum(shape.numel() for shape in named.values()) for fragment, named in shapes.items()}
