@@ -291,8 +291,8 @@ class ReplicaConfig(_Section):
             raise ValueError(f'pipeline names "{twice[0]}" twice; each stage has a name of its own')
         if len(self.pipeline) == 1 or (self.pipeline and self.ranks > 1):
             raise ValueError(
-                f"pipeline = {list(self.pipeline)} with ranks = {self.ranks}: a pipeline has two stages or more, of one "
-                f"rank each; leave one of the two keys out"
+                f"pipeline = {list(self.pipeline)} with ranks = {self.ranks}: a pipeline has two stages or more, each "
+                f"of one rank; leave one of the two keys out"
             )
         if self.split is None:
             return self

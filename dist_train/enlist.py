@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
 import torch.distributed as dist
-from comms.place import Bounds, Place
-from comms.process_group import grpc_group
+from torch._C._distributed_c10d import TCPStore
 
 from comms.channel import own_host, require_permission
 from comms.ledger import Direction, Ledger
 from comms.meetings import Meeting, meet
+from comms.place import Bounds, Place
+from comms.process_group import grpc_group
 from comms.security import Security
 from dist_train.config import Config, ConfigError, ReplicaConfig
 from dist_train.crew import Crew, GroupCrew, Solo
@@ -30,13 +32,11 @@ Enlist = Callable[[Ledger], AbstractContextManager[Crew]]
 
 def enlist(config: Config, replica: ReplicaConfig, rank: int, coordinator_address: str, security: Security) -> Enlist:
     """The way of `replica`. ConfigError when as many processes were started as it has not."""
+    patience_s = config.exchange.outage_deadline_s
     if replica.pipeline:
-        introduced = partial(
-            meet, coordinator_address, security, replica=replica.id, rank=rank, ranks=len(replica.pipeline),
-            patience_s=config.exchange.outage_deadline_s,
-        )  # fmt: skip
-        way = _over_grpc if replica.channel == "grpc" else _over_gloo
-        return partial(way, config, replica, rank, own_host(coordinator_address), introduced, security)
+        place = Place(config.run.name, replica.id, rank, len(replica.pipeline))
+        stages = _Stages(place, coordinator_address, security, patience_s)
+        return stages.over_grpc if replica.channel == "grpc" else stages.over_gloo
     if replica.ranks == 1:
         return _alone
     if (started := os.environ.get("WORLD_SIZE")) != str(replica.ranks):
@@ -44,7 +44,7 @@ def enlist(config: Config, replica: ReplicaConfig, rank: int, coordinator_addres
             f"replica {replica.id} has ranks = {replica.ranks}, and {started or 1} were started: start them with "
             f"torchrun --nproc-per-node {replica.ranks} (dist-train launch does)"
         )
-    return partial(_started_by_torchrun, config, replica)
+    return partial(_started_by_torchrun, replica, patience_s)
 
 
 @contextmanager
@@ -53,72 +53,81 @@ def _alone(_ledger: Ledger) -> Iterator[Crew]:
 
 
 @contextmanager
-def _started_by_torchrun(config: Config, replica: ReplicaConfig, ledger: Ledger) -> Iterator[Crew]:
-    dist.init_process_group("gloo", timeout=timedelta(seconds=config.exchange.outage_deadline_s))
-    with _gloo_crew(replica, ledger) as crew:
+def _started_by_torchrun(replica: ReplicaConfig, patience_s: float, ledger: Ledger) -> Iterator[Crew]:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=patience_s))
+    with _gloo_crew(replica.id, ledger) as crew:
         yield crew
 
 
-@contextmanager
-def _over_gloo(
-    config: Config,
-    replica: ReplicaConfig,
-    rank: int,
-    host: str,
-    introduced: Callable[..., Meeting],
-    security: Security,
-    ledger: Ledger,
-) -> Iterator[Crew]:
-    require_permission(f"{host}:0", security)
-    ranks, patience = len(replica.pipeline), timedelta(seconds=config.exchange.outage_deadline_s)
-    if rank == 0:
-        store = dist.TCPStore(host, 0, ranks, is_master=True, timeout=patience, wait_for_workers=False)
-        introduced(address=f"{host}:{store.port}")
-    else:
-        meeting_host, _, port = introduced(address=f"{host}:0").addresses[0].rpartition(":")
-        store = dist.TCPStore(meeting_host, int(port), ranks, is_master=False, timeout=patience)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=patience)
-    with _gloo_crew(replica, ledger) as crew:
-        yield crew
+@dataclass(frozen=True)
+class _Stages:
+    """One stage of a pipeline, on its way to the others."""
+
+    place: Place
+    coordinator_address: str
+    security: Security
+    patience_s: float
+
+    @contextmanager
+    def over_grpc(self, ledger: Ledger) -> Iterator[Crew]:
+        """Over our own channels: encrypted, counted, bounded."""
+        met = list[Meeting]()
+        with grpc_group(
+            self.place,
+            self.security,
+            ledger,
+            listen_address=f"{self._host}:0",
+            on_listening=lambda address: met.append(self._meet(address)),
+            rendezvous_address=lambda: met[0].addresses[0],
+            bounds=Bounds(deadline_s=self.patience_s),
+        ):
+            yield GroupCrew(_everybody())
+
+    @contextmanager
+    def over_gloo(self, ledger: Ledger) -> Iterator[Crew]:
+        """Over gloo: plain text, where that is allowed."""
+        host, rank, ranks, patience = self._host, self.place.rank, self.place.ranks, timedelta(seconds=self.patience_s)
+        require_permission(f"{host}:0", self.security)
+        if rank == 0:
+            store = TCPStore(host, 0, ranks, True, patience, wait_for_workers=False)
+            self._meet(f"{host}:{store.port}")
+        else:
+            meeting_host, _, port = self._meet(f"{host}:0").addresses[0].rpartition(":")
+            store = TCPStore(meeting_host, int(port), ranks, False, patience)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=patience)
+        with _gloo_crew(self.place.replica, ledger) as crew:
+            yield crew
+
+    def _meet(self, address: str) -> Meeting:
+        return meet(
+            self.coordinator_address,
+            self.security,
+            replica=self.place.replica,
+            rank=self.place.rank,
+            ranks=self.place.ranks,
+            address=address,
+            patience_s=self.patience_s,
+        )
+
+    @property
+    def _host(self) -> str:
+        return own_host(self.coordinator_address)
 
 
 @contextmanager
-def _gloo_crew(replica: ReplicaConfig, ledger: Ledger) -> Iterator[Crew]:
+def _gloo_crew(replica_id: str, ledger: Ledger) -> Iterator[Crew]:
     try:
         crew = GroupCrew(_everybody())
-        crew.meter(partial(_tally, ledger, replica.id))
+        crew.meter(partial(_count, ledger, replica_id))
         yield crew
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def _over_grpc(
-    config: Config,
-    replica: ReplicaConfig,
-    rank: int,
-    host: str,
-    introduced: Callable[..., Meeting],
-    security: Security,
-    ledger: Ledger,
-) -> Iterator[Crew]:
-    found = list[Meeting]()
-    place = Place(replica.id, rank, len(replica.pipeline))
-    with grpc_group(
-        place,
-        security,
-        ledger,
-        listen_address=f"{host}:0",
-        on_listening=lambda address: found.append(introduced(address=address)),
-        rendezvous_address=lambda: found[0].addresses[0],
-        bounds=Bounds(deadline_s=config.exchange.outage_deadline_s),
-    ):
-        yield GroupCrew(_everybody())
 
 
 def _everybody() -> dist.ProcessGroup:
     return dist.distributed_c10d._get_default_group()
 
 
-def _tally(ledger: Ledger, replica_id: str, direction: Direction, rank: int, num_bytes: int) -> None:
-    ledger.tally(peer=f"{replica_id}.{rank}", direction=direction, kind="intra_replica", num_bytes=num_bytes)
+def _count(ledger: Ledger, replica_id: str, direction: Direction, rank: int, num_bytes: int) -> None:
+    peer = f"{replica_id}/{rank}"
+    ledger.add(peer=peer, direction=direction, kind="intra_replica", num_bytes=num_bytes, seconds=0.0)

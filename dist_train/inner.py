@@ -77,7 +77,7 @@ class InnerOptimizer:
         return self._add_gradient(batch, batch.num_targets).item()
 
     def _add_gradient(self, batch: Batch, num_targets: int) -> Tensor:
-        """Adds the gradient of (sum of the losses of `batch`) / `num_targets` to what is there; returns the quotient."""
+        """Adds the gradient of (sum of the losses of `batch`) / `num_targets` to what is there; returns that."""
         total = torch.zeros(())
         for micro_batch in micro_batches(batch, self._config.micro_batch_tokens):
             with autocast(self.model):

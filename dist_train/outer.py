@@ -195,7 +195,7 @@ class PseudoGradientMethod(OuterMethod):
 
     def apply(self, fragment: str, updates: Sequence[Update], weights: Sequence[int], own: Update | None) -> None:
         """(4) to (7); the model's fragment becomes theta's."""
-        if own is not None and self._feedback is not None:
+        if own is not None and self._feedback is not None and self.duties.owns(fragment):
             self._feedback.settle(fragment, own)  # (4)
         with torch.no_grad():
             for name, delta in self._combined(fragment, updates, weights).items():

@@ -171,6 +171,10 @@ class _LocalRun:
 
     def _take(self, event: Event | None) -> None:
         match event:
+            case Exited(member=member, code=0) if member == COORDINATOR:
+                # Who was started again and is not through by now has nobody left to ask.
+                late = {process for replica in self.restarts.used for process in self.restarts.processes[replica]}
+                self.supervisor.end(late & self.supervisor.running)
             case Exited(member=member, code=code) if code != 0:
                 self.view.say(f"{self._name(member)} {self._last_words(member, code)}")
                 self.supervisor.end(self.restarts.left_behind(member, self.supervisor.running))

@@ -22,6 +22,9 @@ class Verdict:
 
 def judge(exits: Mapping[str, int], replicas: tuple[str, ...], min_replicas: int) -> Verdict | None:
     """Whether the run is over by the exit codes so far; None while it goes on."""
+    everybody_ended = COORDINATOR in exits and all(replica in exits for replica in replicas)
+    if exits.get(COORDINATOR) == 0 and any(exits.get(replica) == 0 for replica in replicas):
+        return Verdict(exit_code=0) if everybody_ended else None  # the work is done, whoever fell behind
     if exits.get(COORDINATOR, 0) != 0:
         return Verdict(exit_code=_own_code([exits[COORDINATOR]]), reason="no run goes on without its coordinator")
     failed = [replica for replica in replicas if exits.get(replica, 0) != 0]
@@ -29,7 +32,6 @@ def judge(exits: Mapping[str, int], replicas: tuple[str, ...], min_replicas: int
         return Verdict(
             exit_code=_own_code([exits[replica] for replica in failed]), reason=_too_few(failed, replicas, min_replicas)
         )
-    everybody_ended = COORDINATOR in exits and all(replica in exits for replica in replicas)
     return Verdict(exit_code=0) if everybody_ended else None
 
 

@@ -62,7 +62,7 @@ def start(inner: Rehearsal) -> None:
 
 def method(config: Config, inner: Rehearsal) -> PseudoGradientMethod:
     """The outer method of a replica, its bond included."""
-    outer = outer_method(config, inner.model, inner, inner.bond)
+    outer = outer_method(config, inner.model, inner, start=inner.bond)
     assert isinstance(outer, PseudoGradientMethod)
     return outer
 
