@@ -126,6 +126,10 @@ class InnerOptimizer:
     def _settle(self) -> None:
         """Called after each step: brings weights back to where they are bound to stay."""
 
+    def figures(self) -> dict[str, float]:
+        """Health of the inner steps since it was last asked, for the metrics."""
+        return {}
+
     def state_tensors(self) -> dict[str, Tensor]:
         """The whole state, for a checkpoint: `PARAMETER/KEY` -> tensor, and `global_step`. Not copied."""
         states = {p: state for optimizer in self._optimizers for p, state in optimizer.state.items()}

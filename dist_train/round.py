@@ -184,9 +184,8 @@ def apply(replica: Replica, committed: CommittedRound, mail: Mail, work: Work) -
     _log.info("round %d: applied, parameters %s", committed.round, digest[:12])
     with work.timed("validate"):
         loss_sum, targets = validate(replica, committed)
-    replica.transport.send(
-        Applied(committed.round, digest, loss_sum, targets, dict(work.phase_s), replica.outer.figures())
-    )
+    health = {**replica.outer.figures(), **replica.inner.figures()}
+    replica.transport.send(Applied(committed.round, digest, loss_sum, targets, dict(work.phase_s), health))
 
 
 def validate(replica: Replica, committed: CommittedRound) -> tuple[float, int]:

@@ -26,6 +26,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from dist_train.data.batches import Batch, balanced_micro_batches
 from dist_train.inner import InnerOptimizer
 from dist_train.model import autocast
+from dist_train.pipeline.health import Health
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +84,11 @@ class StageOptimizer(InnerOptimizer):
         finally:
             self.stage.train()
         return total, num_targets
+
+    def figures(self) -> dict[str, float]:
+        """How much of the stream was lost at this stage's boundary."""
+        health, self.stage.health = self.stage.health, Health()
+        return health.figures()
 
     def _run(self, batch: Batch, *, training: bool) -> list[Tensor]:
         stage = self.stage
