@@ -6,11 +6,13 @@
     ├── DeadlineError    a wait came to its bound; names the peer, the phase and the config key
     ├── RunFailed        the run ended early, for everybody
     ├── JournalError     the coordinator's journal belongs to another run, or cannot be written
+    ├── RankLost         another rank of this replica is gone, or has not done its part in time
     └── AccessError      a caller asks for more than it may; it is told the error's name
         ├── WrongName        its certificate is another member's
         ├── NotTheOperator   only the operator may do this
         ├── BadProof         it does not know the join token, or shows an old proof
         ├── StaleRound       its payload is of a round that is not open
+        ├── StaleGroup       it speaks of another group of ranks, or of an earlier forming of this one
         ├── TooLarge         its payloads are larger than this run takes
         ├── TooSlow          its stream crawls
         ├── Busy             it does too much at once
@@ -52,6 +54,10 @@ class JournalError(CommsError):
     """The coordinator's journal cannot be used."""
 
 
+class RankLost(CommsError):
+    """Another rank of this replica is gone, or has not done its part in time; names rank, phase and config key."""
+
+
 class AccessError(CommsError):
     """A caller asks for more than it may. Where it is refused over the network it is told the name of the kind."""
 
@@ -70,6 +76,10 @@ class BadProof(AccessError):
 
 class StaleRound(AccessError):
     """A payload is of a round that is not open."""
+
+
+class StaleGroup(AccessError):
+    """The caller belongs to another group of ranks than this one, or to an earlier forming of it."""
 
 
 class TooLarge(AccessError):

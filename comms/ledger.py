@@ -55,7 +55,7 @@ class Ledger:
         self._member = member
         self._clock = clock
         self._lock = threading.Lock()
-        self._tallies: dict[tuple[str, Direction, Kind], int] = {}
+        self._tallies: dict[tuple[str, Direction, Kind], tuple[int, float]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", buffering=1)  # a row is whole, also when we are killed
 
@@ -81,19 +81,27 @@ class Ledger:
         """Counts a control message, its header added."""
         self.tally(peer=peer, direction=direction, kind="control", num_bytes=num_bytes + MESSAGE_HEADER_BYTES)
 
-    def tally(self, *, peer: str, direction: Direction, kind: Kind, num_bytes: int) -> None:
+    def tally(
+        self, *, peer: str, direction: Direction, kind: Kind, num_bytes: int, seconds: float = 0.0
+    ) -> None:
         """Counts one of many small transfers; `flush` writes their sums."""
         with self._lock:
             key = (peer, direction, kind)
-            self._tallies[key] = self._tallies.get(key, 0) + num_bytes
+            sum_bytes, sum_s = self._tallies.get(key, (0, 0.0))
+            self._tallies[key] = sum_bytes + num_bytes, sum_s + seconds
 
     def flush(self, round_number: int) -> None:
         """Writes what was tallied since the last flush as rows of `round_number`."""
         with self._lock:
             sums, self._tallies = self._tallies, {}
-        for (peer, direction, kind), num_bytes in sums.items():
+        for (peer, direction, kind), (num_bytes, seconds) in sums.items():
             self.transfer(
-                round_number=round_number, peer=peer, direction=direction, kind=kind, num_bytes=num_bytes, seconds=0.0
+                round_number=round_number,
+                peer=peer,
+                direction=direction,
+                kind=kind,
+                num_bytes=num_bytes,
+                seconds=seconds,
             )
 
     def __enter__(self) -> Self:
