@@ -216,7 +216,7 @@ class GrpcProcessGroup(dist.ProcessGroup):
         self.ranks = ranks
         self._members = list(members)
         self._lane = lane
-        self._timeout_s = timeout.total_seconds()
+        self._timeout_s = min(timeout.total_seconds(), ranks.bounds.deadline_s)
         self._collector = ThreadPoolExecutor(1, thread_name_prefix=f"collectives of {lane}")
 
     def getBackendName(self) -> str:  # noqa: N802 - torch's name
@@ -262,6 +262,10 @@ class GrpcProcessGroup(dist.ProcessGroup):
             _fill(tensor, received, self.ranks.place.peer(peer))
 
         return GrpcWork(wait, future, tensors)
+
+    def recv_anysource(self, tensors: list[Tensor], tag: int) -> Work:
+        """Nothing: order is kept for each source, and there is none across them."""
+        raise CommsError(f"a receive of {len(tensors)} tensors with tag {tag} must name its source")
 
     # ---- collectives ----
 

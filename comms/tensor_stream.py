@@ -68,6 +68,11 @@ class TensorSender:
         self._farewell = pb.Farewell(failure=text(failure))
         self._changed.set()
 
+    @property
+    def _has_failed(self) -> bool:
+        """Whether what is still to be sent does not matter any more."""
+        return self._farewell is not None and bool(self._farewell.failure)
+
     async def run(self, channel: Callable[[], grpc.aio.Channel], fail: Fail) -> None:
         """Sends until farewell was said or the peer is lost; never raises but when it is cancelled."""
         try:
@@ -147,7 +152,7 @@ class TensorSender:
             self._outbox.taken(receipt.taken)
         self._is_over = True
         self._changed.set()
-        if self._farewell is None or not (self._outbox.is_empty or self._farewell.failure):
+        if self._farewell is None or not (self._outbox.is_empty or self._has_failed):
             raise RankLost(f"{self._peer} has left the group")
 
     async def _write(self, call: _Call) -> None:
@@ -155,9 +160,9 @@ class TensorSender:
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while not self._is_over:
                 self._changed.clear()
-                while (outgoing := self._outbox.next()) is not None:
+                while not self._has_failed and (outgoing := self._outbox.next()) is not None:
                     await self._say(call, outgoing)
-                if self._farewell is not None and (self._outbox.is_empty or self._farewell.failure):
+                if self._farewell is not None and (self._outbox.is_empty or self._has_failed):
                     part = pb.TensorPart(farewell=self._farewell)
                     self._ledger.control(peer=self._peer, direction="sent", num_bytes=part.ByteSize())
                     await call.write(part)
