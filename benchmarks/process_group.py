@@ -105,7 +105,7 @@ def _be(  # noqa: PLR0917 - a process takes its arguments by position
         return
     with (
         tempfile.TemporaryDirectory() as folder,
-        Ledger(Path(folder) / "ledger.jsonl", f"b/{rank}") as ledger,
+        Ledger(Path(folder) / "ledger.jsonl", f"b.{rank}") as ledger,
         grpc_group(
             Place("benchmark", "b", rank, 2), security, ledger, listen_address="127.0.0.1:0",
             rendezvous_address=lambda: addresses.get(timeout=60),

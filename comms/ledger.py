@@ -81,9 +81,7 @@ class Ledger:
         """Counts a control message, its header added."""
         self.tally(peer=peer, direction=direction, kind="control", num_bytes=num_bytes + MESSAGE_HEADER_BYTES)
 
-    def tally(
-        self, *, peer: str, direction: Direction, kind: Kind, num_bytes: int, seconds: float = 0.0
-    ) -> None:
+    def tally(self, *, peer: str, direction: Direction, kind: Kind, num_bytes: int, seconds: float = 0.0) -> None:
         """Counts one of many small transfers; `flush` writes their sums."""
         with self._lock:
             key = (peer, direction, kind)

@@ -26,7 +26,7 @@ from comms.wire import WireError, text
 from protos import tensors_pb2 as pb
 from protos import tensors_pb2_grpc as pb_grpc
 
-CHUNK_BYTES = 512 * 1024
+CHUNK_BYTES = 256 * 1024
 _RETRY_S = 0.2
 _FIRST_PART_S = 30.0
 _FOR_GOOD = (
@@ -179,7 +179,7 @@ class TensorSender:
         for part in _parts(outgoing):
             started_s = time.monotonic()
             await call.write(part)
-            self._ledger.add(
+            self._ledger.tally(
                 peer=self._peer, direction="sent", kind=outgoing.header.kind,
                 num_bytes=part.ByteSize() + MESSAGE_HEADER_BYTES, seconds=time.monotonic() - started_s,
             )  # fmt: skip
@@ -348,7 +348,7 @@ class TensorService(pb_grpc.TensorsServicer):
     def _count(self, source: int, stream: _Stream, part: pb.TensorPart) -> None:
         """Counts a part for the tensor that it belongs to."""
         now_s = time.monotonic()
-        self._ledger.add(
+        self._ledger.tally(
             peer=self._place.peer(source), direction="received", kind=stream.kind,
             num_bytes=part.ByteSize() + MESSAGE_HEADER_BYTES, seconds=now_s - stream.heard_s,
         )  # fmt: skip

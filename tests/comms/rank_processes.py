@@ -107,7 +107,7 @@ def _be(  # noqa: PLR0917 - a process takes its arguments by position
         dist.destroy_process_group()
         return
     with (
-        Ledger(folder / f"rank-{rank}.jsonl", f"b/{rank}") as ledger,
+        Ledger(folder / f"rank-{rank}.jsonl", f"b.{rank}") as ledger,
         grpc_group(
             Place("test", "b", rank, ranks, generation=3), security, ledger, listen_address="127.0.0.1:0",
             rendezvous_address=lambda: addresses.get(timeout=PATIENCE_S), on_listening=announce, bounds=bounds,

@@ -56,7 +56,7 @@ def formed(
     with ExitStack() as stack:
         groups = list[RankGroup]()
         for rank in range(ranks):
-            ledger = stack.enter_context(Ledger(folder / f"rank-{rank}.jsonl", f"b/{rank}"))
+            ledger = stack.enter_context(Ledger(folder / f"rank-{rank}.jsonl", f"b.{rank}"))
             group = RankGroup(place(rank, ranks), security("b"), ledger, listen_address="127.0.0.1:0", bounds=bounds)
             stack.callback(group.close, "the test is over")
             groups.append(group)
@@ -107,11 +107,11 @@ def test_tensors_arrive_both_ends_count_the_same_and_the_framing_is_small(tmp_pa
         for line in (tmp_path / f"rank-{rank}.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             counted[row["member"], row["direction"], row["kind"]] += row["bytes"]
-    assert counted["b/0", "sent", "activation"] == counted["b/1", "received", "activation"]
+    assert counted["b.0", "sent", "activation"] == counted["b.1", "received", "activation"]
     assert (
-        sum(SIZES) < counted["b/0", "sent", "activation"] < sum(SIZES) + 60 * (len(SIZES) + sum(SIZES) // CHUNK_BYTES)
+        sum(SIZES) < counted["b.0", "sent", "activation"] < sum(SIZES) + 60 * (len(SIZES) + sum(SIZES) // CHUNK_BYTES)
     )
-    assert counted["b/0", "sent", "control"] >= counted["b/1", "received", "control"] - 100 > 0
+    assert counted["b.0", "sent", "control"] >= counted["b.1", "received", "control"] - 100 > 0
 
 
 def test_a_broken_connection_is_repaired_and_nothing_comes_twice(tmp_path: Path) -> None:
@@ -154,9 +154,9 @@ def test_a_rank_that_leaves_is_missed_at_once_but_what_it_sent_is_had(tmp_path: 
         waiting = high.receive(0, "0", 0)
         assert receive(middle, 0) == b"last words"
         low.close()
-        with pytest.raises(RankLost, match="b/0 has left the group"):
+        with pytest.raises(RankLost, match="b.0 has left the group"):
             waiting.result(PATIENCE_S)
-        with pytest.raises(RankLost, match="b/0 has left the group"):
+        with pytest.raises(RankLost, match="b.0 has left the group"):
             receive(middle, 0)
         send(middle, 2, b"we go on")
         assert receive(high, 1) == b"we go on"
@@ -168,27 +168,27 @@ def test_a_rank_that_gives_up_says_why_to_all(tmp_path: Path) -> None:
         waiting = [group.receive(0, "0", 0) for group in (middle, high)]
         low.close("its disk is full")
         for future in waiting:
-            with pytest.raises(RankLost, match="b/0 has left the group: its disk is full"):
+            with pytest.raises(RankLost, match="b.0 has left the group: its disk is full"):
                 future.result(PATIENCE_S)
 
 
 def test_waits_are_bounded_and_name_rank_phase_and_key(tmp_path: Path) -> None:
     with formed(tmp_path) as (low, high):
         future = high.receive(0, "0", 0)
-        with pytest.raises(RankLost, match=r"b/0 .* within 0.05 s \(recv\).*pipeline.transfer_deadline_s"):
+        with pytest.raises(RankLost, match=r"b.0 .* within 0.05 s \(recv\).*pipeline.transfer_deadline_s"):
             high.wait(future, "a tensor", 0, "recv", 0.05)
         assert not low.receive(1, "0", 0).done()
 
 
 def test_a_group_that_cannot_form_says_who_is_missing(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "x.jsonl", "b/0") as ledger:
+    with Ledger(tmp_path / "x.jsonl", "b.0") as ledger:
         bounds = replace(QUICK, deadline_s=0.3)
         alone = RankGroup(place(0), Loopback(), ledger, listen_address="127.0.0.1:0", bounds=bounds)
-        with pytest.raises(RankLost, match=r"b/0 waits in vain \(rendezvous: nobody has set 'address/1'\)"):
+        with pytest.raises(RankLost, match=r"b.0 waits in vain \(rendezvous: nobody has set 'address/1'\)"):
             alone.form()
         alone.close("in vain")
         lost = RankGroup(place(1), Loopback(), ledger, listen_address="127.0.0.1:0", bounds=bounds)
-        with pytest.raises(RankLost, match=r"b/0 at 127.0.0.1:9 does not answer within 0.3 s \(rendezvous"):
+        with pytest.raises(RankLost, match=r"b.0 at 127.0.0.1:9 does not answer within 0.3 s \(rendezvous"):
             lost.form("127.0.0.1:9")
         lost.close("in vain")
 
@@ -232,7 +232,7 @@ def assert_refused(error: Any, code: Code, says: str) -> None:
 @pytest.fixture
 def listener(tmp_path: Path) -> Iterator[RankGroup]:
     """Rank 0 of a group whose other rank is whoever comes."""
-    with Ledger(tmp_path / "x.jsonl", "b/0") as ledger:
+    with Ledger(tmp_path / "x.jsonl", "b.0") as ledger:
         group = RankGroup(place(0), Loopback(), ledger, listen_address="127.0.0.1:0", bounds=QUICK)
         yield group
         group.close("the tests are over")
@@ -287,7 +287,7 @@ def test_only_the_ranks_of_a_replica_may_send_to_each_other(tmp_path: Path) -> N
 
 
 def test_a_rank_needs_the_certificate_of_its_replica(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "x.jsonl", "b/0") as ledger, pytest.raises(CommsError, match="cannot show the certificate"):
+    with Ledger(tmp_path / "x.jsonl", "b.0") as ledger, pytest.raises(CommsError, match="cannot show the certificate"):
         RankGroup(place(0), tls(tmp_path)("a"), ledger, listen_address="127.0.0.1:0")
 
 
@@ -370,8 +370,8 @@ def receive_until_killed(rank: int, ranks: int, said: Any) -> None:
 @pytest.mark.parametrize(
     ("work", "says"),
     [
-        (send_until_killed, r"b/0 (broke off and has not come back|has not been reached).*pipeline.outage_deadline_s"),
-        (receive_until_killed, r"b/0 (broke off|has not been reached|.* within 30 s).*pipeline"),
+        (send_until_killed, r"b.0 (broke off and has not come back|has not been reached).*pipeline.outage_deadline_s"),
+        (receive_until_killed, r"b.0 (broke off|has not been reached|.* within 30 s).*pipeline"),
     ],
 )
 def test_a_rank_that_is_killed_in_the_middle_is_named_in_time(tmp_path: Path, work: Any, says: str) -> None:
