@@ -100,8 +100,8 @@ class TensorSender:
                 why = str(error.details())
                 if error.code() in _FOR_GOOD:
                     raise RankLost(f"{self._peer} does not take what is sent to it: {why}") from None
-            except (TimeoutError, asyncio.InvalidStateError):
-                why = "no greeting"
+            except (TimeoutError, ConnectionAbortedError, asyncio.InvalidStateError) as error:
+                why = str(error) or "no greeting"
             else:
                 return
             finally:
@@ -124,7 +124,7 @@ class TensorSender:
         async with asyncio.timeout(max(0.0, patience_s)):
             await call.write(part)
             self._ledger.control(peer=self._peer, direction="sent", num_bytes=part.ByteSize())
-            first = await call.read()
+            first = await _read(call)
         if not isinstance(first, pb.TensorReceipt):
             raise RankLost(f"{self._peer} has left the group")
         self._ledger.control(peer=self._peer, direction="received", num_bytes=first.ByteSize())
@@ -146,7 +146,7 @@ class TensorSender:
 
     async def _hear(self, call: _Call) -> None:
         """Takes receipts until the stream ends."""
-        while isinstance(receipt := await call.read(), pb.TensorReceipt):
+        while isinstance(receipt := await _read(call), pb.TensorReceipt):
             self._ledger.control(peer=self._peer, direction="received", num_bytes=receipt.ByteSize())
             self._outbox.wanted(receipt.wanted)
             self._outbox.taken(receipt.taken)
@@ -183,6 +183,17 @@ class TensorSender:
                 peer=self._peer, direction="sent", kind=outgoing.header.kind,
                 num_bytes=part.ByteSize() + MESSAGE_HEADER_BYTES, seconds=time.monotonic() - started_s,
             )  # fmt: skip
+
+
+async def _read(call: _Call) -> object:
+    """What comes next. gRPC cancels who reads from a call that was cancelled; to us that is a broken stream."""
+    try:
+        return await call.read()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise  # it is us who are cancelled
+        raise ConnectionAbortedError("the call was cancelled") from None
 
 
 def _parts(outgoing: Outgoing) -> Iterator[pb.TensorPart]:
