@@ -65,7 +65,8 @@ def grpc_group(
     try:
         on_listening(ranks.address)
         ranks.form(rendezvous_address() if place.rank else ranks.address)
-        _initialise(ranks)
+        store = RendezvousStore(ranks)  # torch keeps the C++ half of it; the Python half lives as long as this frame
+        _initialise(ranks, store)
         try:
             yield ranks
         finally:
@@ -76,10 +77,10 @@ def grpc_group(
     ranks.close()
 
 
-def _initialise(ranks: RankGroup) -> None:
+def _initialise(ranks: RankGroup, store: Store) -> None:
     dist.init_process_group(
         BACKEND,
-        store=RendezvousStore(ranks),
+        store=store,
         rank=ranks.place.rank,
         world_size=ranks.place.ranks,
         timeout=timedelta(seconds=ranks.bounds.deadline_s),

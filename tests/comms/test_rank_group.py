@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import grpc
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from comms import failpoints
 from comms.certificates import issue
@@ -198,7 +200,8 @@ def test_a_group_that_cannot_form_says_who_is_missing(tmp_path: Path) -> None:
 def test_the_store_is_what_torch_wants_also_from_within(tmp_path: Path) -> None:
     """As torch's own stores, asked directly and through a PrefixStore, whose calls come from C++."""
     with formed(tmp_path) as (low, high):
-        for here, there in [(RendezvousStore(low), RendezvousStore(high)), *[[prefixed(g) for g in (low, high)]]]:
+        direct = [RendezvousStore(group) for group in (low, high)]
+        for here, there in (direct, [PrefixStore("inner", store) for store in direct]):
             here.set("a", "1")
             assert (there.get("a"), there.multi_get(["a", "a"])) == (b"1", [b"1", b"1"])
             assert [here.add("n", 2), there.add("n", 3)] == [2, 5]
@@ -206,16 +209,12 @@ def test_the_store_is_what_torch_wants_also_from_within(tmp_path: Path) -> None:
             assert here.compare_set("a", "2", "3") == b"1"
             assert here.compare_set("a", "1", "3") == b"3"
             assert here.compare_set("new", "", "first") == there.compare_set("new", "", "second") == b"first"
-            together(lambda t=there: t.wait(["late"]), lambda h=here: h.set("late", "x"))
+            together(partial(there.wait, ["late"]), partial(here.set, "late", "x"))
             with pytest.raises(dist.DistStoreError, match="nobody has set"):
                 there.wait(["never"], timedelta(seconds=0.05))
             assert (here.delete_key("a"), there.delete_key("a")) == (True, False)
-        assert RendezvousStore(low).num_keys() == 2 + 2 * len(["n", "new", "late"])
+        assert direct[0].num_keys() == 2 + 2 * len(["n", "new", "late"])
         together(low.close, high.close)
-
-
-def prefixed(group: RankGroup) -> Any:
-    return dist.PrefixStore("inner", RendezvousStore(group))
 
 
 # ---- who has no business here, or breaks the rules ----
