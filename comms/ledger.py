@@ -1,8 +1,8 @@
 """Who sent whom how many bytes, of what kind, and how long it took: the rows that every report is made of.
 
 A member counts what it hands to the socket layer and what it gets from it, once each: messages as serialized, plus
-gRPC's five bytes before each of them. Payload transfers are rows of their own; what comes many times a round, control
-messages and the tensors between ranks, is summed up for each peer, direction and kind, and written once a round.
+gRPC's five bytes before each of them. Payload transfers are rows of their own; the many small transfers (control
+messages, sums over the ranks of a replica) are added up for each peer, direction and kind, and written once a round.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Ledger:
         self._member = member
         self._clock = clock
         self._lock = threading.Lock()
-        self._sums: dict[tuple[str, Direction, Kind], tuple[int, float]] = {}
+        self._tallies: dict[tuple[str, Direction, Kind], tuple[int, float]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", buffering=1)  # a row is whole, also when we are killed
 
@@ -77,21 +77,21 @@ class Ledger:
         with self._lock:
             self._file.write(json.dumps(asdict(row)) + "\n")
 
-    def add(self, *, peer: str, direction: Direction, kind: Kind, num_bytes: int, seconds: float) -> None:
-        """Counts what is no row of its own; `flush` writes the sums."""
-        with self._lock:
-            key = (peer, direction, kind)
-            sum_bytes, sum_s = self._sums.get(key, (0, 0.0))
-            self._sums[key] = sum_bytes + num_bytes, sum_s + seconds
-
     def control(self, *, peer: str, direction: Direction, num_bytes: int) -> None:
         """Counts a control message, its header added."""
-        self.add(peer=peer, direction=direction, kind="control", num_bytes=num_bytes + MESSAGE_HEADER_BYTES, seconds=0)
+        self.tally(peer=peer, direction=direction, kind="control", num_bytes=num_bytes + MESSAGE_HEADER_BYTES)
+
+    def tally(self, *, peer: str, direction: Direction, kind: Kind, num_bytes: int, seconds: float = 0.0) -> None:
+        """Counts one of many small transfers; `flush` writes their sums."""
+        with self._lock:
+            key = (peer, direction, kind)
+            sum_bytes, sum_s = self._tallies.get(key, (0, 0.0))
+            self._tallies[key] = sum_bytes + num_bytes, sum_s + seconds
 
     def flush(self, round_number: int) -> None:
-        """Writes what was added since the last flush as rows of `round_number`."""
+        """Writes what was tallied since the last flush as rows of `round_number`."""
         with self._lock:
-            sums, self._sums = self._sums, {}
+            sums, self._tallies = self._tallies, {}
         for (peer, direction, kind), (num_bytes, seconds) in sums.items():
             self.transfer(
                 round_number=round_number,

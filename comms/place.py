@@ -45,7 +45,7 @@ class Place:
 
     def peer(self, rank: int) -> str:
         """How a rank of this replica is called in ledgers and errors."""
-        return f"{self.replica}/{rank}"
+        return f"{self.replica}.{rank}"
 
     def admit(self, context: grpc.aio.ServicerContext[Any, Any], group: str, generation: int, rank: int) -> None:
         """StaleGroup or WrongName unless the caller, which says all this, is another rank or this one; WireError."""

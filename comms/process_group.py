@@ -65,7 +65,8 @@ def grpc_group(
     try:
         on_listening(ranks.address)
         ranks.form(rendezvous_address() if place.rank else ranks.address)
-        _initialise(ranks)
+        store = RendezvousStore(ranks)  # torch keeps the C++ half of it; the Python half lives as long as this frame
+        _initialise(ranks, store)
         try:
             yield ranks
         finally:
@@ -76,10 +77,10 @@ def grpc_group(
     ranks.close()
 
 
-def _initialise(ranks: RankGroup) -> None:
+def _initialise(ranks: RankGroup, store: Store) -> None:
     dist.init_process_group(
         BACKEND,
-        store=RendezvousStore(ranks),
+        store=store,
         rank=ranks.place.rank,
         world_size=ranks.place.ranks,
         timeout=timedelta(seconds=ranks.bounds.deadline_s),
@@ -216,7 +217,7 @@ class GrpcProcessGroup(dist.ProcessGroup):
         self.ranks = ranks
         self._members = list(members)
         self._lane = lane
-        self._timeout_s = timeout.total_seconds()
+        self._timeout_s = min(timeout.total_seconds(), ranks.bounds.deadline_s)
         self._collector = ThreadPoolExecutor(1, thread_name_prefix=f"collectives of {lane}")
 
     def getBackendName(self) -> str:  # noqa: N802 - torch's name
@@ -262,6 +263,10 @@ class GrpcProcessGroup(dist.ProcessGroup):
             _fill(tensor, received, self.ranks.place.peer(peer))
 
         return GrpcWork(wait, future, tensors)
+
+    def recv_anysource(self, tensors: list[Tensor], tag: int) -> Work:
+        """Nothing: order is kept for each source, and there is none across them."""
+        raise CommsError(f"a receive of {len(tensors)} tensors with tag {tag} must name its source")
 
     # ---- collectives ----
 

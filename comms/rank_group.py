@@ -188,6 +188,8 @@ class RankGroup:
         if self._server is not None:
             await self._server.stop(grace=_GOODBYE_S)
         await self._channels.close()
+        for rank in self.place.others:
+            self._fail(rank, RankLost(f"{self.place.peer(self.place.rank)} itself has left the group"))
         if late and not failure:
             raise RankLost(
                 f"{late} did not receive what was sent to it within {self.bounds.deadline_s:g} s (leaving). "

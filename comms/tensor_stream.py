@@ -26,7 +26,7 @@ from comms.wire import WireError, text
 from protos import tensors_pb2 as pb
 from protos import tensors_pb2_grpc as pb_grpc
 
-CHUNK_BYTES = 512 * 1024
+CHUNK_BYTES = 256 * 1024
 _RETRY_S = 0.2
 _FIRST_PART_S = 30.0
 _FOR_GOOD = (
@@ -68,6 +68,11 @@ class TensorSender:
         self._farewell = pb.Farewell(failure=text(failure))
         self._changed.set()
 
+    @property
+    def _has_failed(self) -> bool:
+        """Whether what is still to be sent does not matter any more."""
+        return self._farewell is not None and bool(self._farewell.failure)
+
     async def run(self, channel: Callable[[], grpc.aio.Channel], fail: Fail) -> None:
         """Sends until farewell was said or the peer is lost; never raises but when it is cancelled."""
         try:
@@ -95,8 +100,8 @@ class TensorSender:
                 why = str(error.details())
                 if error.code() in _FOR_GOOD:
                     raise RankLost(f"{self._peer} does not take what is sent to it: {why}") from None
-            except (TimeoutError, asyncio.InvalidStateError):
-                why = "no greeting"
+            except (TimeoutError, ConnectionAbortedError, asyncio.InvalidStateError) as error:
+                why = str(error) or "no greeting"
             else:
                 return
             finally:
@@ -119,7 +124,7 @@ class TensorSender:
         async with asyncio.timeout(max(0.0, patience_s)):
             await call.write(part)
             self._ledger.control(peer=self._peer, direction="sent", num_bytes=part.ByteSize())
-            first = await call.read()
+            first = await _read(call)
         if not isinstance(first, pb.TensorReceipt):
             raise RankLost(f"{self._peer} has left the group")
         self._ledger.control(peer=self._peer, direction="received", num_bytes=first.ByteSize())
@@ -141,13 +146,13 @@ class TensorSender:
 
     async def _hear(self, call: _Call) -> None:
         """Takes receipts until the stream ends."""
-        while isinstance(receipt := await call.read(), pb.TensorReceipt):
+        while isinstance(receipt := await _read(call), pb.TensorReceipt):
             self._ledger.control(peer=self._peer, direction="received", num_bytes=receipt.ByteSize())
             self._outbox.wanted(receipt.wanted)
             self._outbox.taken(receipt.taken)
         self._is_over = True
         self._changed.set()
-        if self._farewell is None or not (self._outbox.is_empty or self._farewell.failure):
+        if self._farewell is None or not (self._outbox.is_empty or self._has_failed):
             raise RankLost(f"{self._peer} has left the group")
 
     async def _write(self, call: _Call) -> None:
@@ -155,9 +160,9 @@ class TensorSender:
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while not self._is_over:
                 self._changed.clear()
-                while (outgoing := self._outbox.next()) is not None:
+                while not self._has_failed and (outgoing := self._outbox.next()) is not None:
                     await self._say(call, outgoing)
-                if self._farewell is not None and (self._outbox.is_empty or self._farewell.failure):
+                if self._farewell is not None and (self._outbox.is_empty or self._has_failed):
                     part = pb.TensorPart(farewell=self._farewell)
                     self._ledger.control(peer=self._peer, direction="sent", num_bytes=part.ByteSize())
                     await call.write(part)
@@ -174,10 +179,21 @@ class TensorSender:
         for part in _parts(outgoing):
             started_s = time.monotonic()
             await call.write(part)
-            self._ledger.add(
+            self._ledger.tally(
                 peer=self._peer, direction="sent", kind=outgoing.header.kind,
                 num_bytes=part.ByteSize() + MESSAGE_HEADER_BYTES, seconds=time.monotonic() - started_s,
             )  # fmt: skip
+
+
+async def _read(call: _Call) -> object:
+    """What comes next. gRPC cancels who reads from a call that was cancelled; to us that is a broken stream."""
+    try:
+        return await call.read()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise  # it is us who are cancelled
+        raise ConnectionAbortedError("the call was cancelled") from None
 
 
 def _parts(outgoing: Outgoing) -> Iterator[pb.TensorPart]:
@@ -343,7 +359,7 @@ class TensorService(pb_grpc.TensorsServicer):
     def _count(self, source: int, stream: _Stream, part: pb.TensorPart) -> None:
         """Counts a part for the tensor that it belongs to."""
         now_s = time.monotonic()
-        self._ledger.add(
+        self._ledger.tally(
             peer=self._place.peer(source), direction="received", kind=stream.kind,
             num_bytes=part.ByteSize() + MESSAGE_HEADER_BYTES, seconds=now_s - stream.heard_s,
         )  # fmt: skip

@@ -130,4 +130,4 @@ def _everybody() -> dist.ProcessGroup:
 
 def _count(ledger: Ledger, replica_id: str, direction: Direction, rank: int, num_bytes: int) -> None:
     peer = f"{replica_id}/{rank}"
-    ledger.add(peer=peer, direction=direction, kind="intra_replica", num_bytes=num_bytes, seconds=0.0)
+    ledger.tally(peer=peer, direction=direction, kind="intra_replica", num_bytes=num_bytes, seconds=0.0)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from comms.ledger import Ledger
 from comms.process_group import Bounds, Place, grpc_group
@@ -36,12 +37,14 @@ class Ranks:
 
     def __init__(
         self, folder: Path, backend: Backend, ranks: int, work: Work, *arguments: Any,
-        security: Security | None = None, bounds: Bounds = BOUNDS,
+        security: Security | None = None, bounds: Bounds = BOUNDS, queue: bool = False,
     ) -> None:  # fmt: skip
         made = context()
         self.addresses: Queue[str] = made.Queue()
         self.said: Queue[Any] = made.Queue()
-        """What the ranks have to say to the test: it is their first further argument when `work` wants one."""
+        """What the ranks have to say to the test: with `queue` it is the first of `arguments`."""
+        if queue:
+            arguments = (self.said, *arguments)
         self.processes: list[ForkServerProcess] = [
             made.Process(
                 target=_be,
@@ -96,7 +99,7 @@ def _be(  # noqa: PLR0917 - a process takes its arguments by position
     if backend == "gloo":
         port = 0 if rank == 0 else int(addresses.get(timeout=PATIENCE_S))
         timeout = timedelta(seconds=bounds.deadline_s)
-        store = dist.TCPStore("127.0.0.1", port, ranks, rank == 0, timeout=timeout, wait_for_workers=False)
+        store = TCPStore("127.0.0.1", port, ranks, rank == 0, timeout=timeout, wait_for_workers=False)
         announce(str(store.port))
         dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
         work(rank, ranks, *arguments)
@@ -104,7 +107,7 @@ def _be(  # noqa: PLR0917 - a process takes its arguments by position
         dist.destroy_process_group()
         return
     with (
-        Ledger(folder / f"rank-{rank}.jsonl", f"b/{rank}") as ledger,
+        Ledger(folder / f"rank-{rank}.jsonl", f"b.{rank}") as ledger,
         grpc_group(
             Place("test", "b", rank, ranks, generation=3), security, ledger, listen_address="127.0.0.1:0",
             rendezvous_address=lambda: addresses.get(timeout=PATIENCE_S), on_listening=announce, bounds=bounds,
