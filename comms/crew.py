@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from comms import wire
@@ -29,6 +30,7 @@ from comms.agreement import (
     MemberMessage,
     Payload,
     Report,
+    SnapshotSource,
 )
 from comms.errors import CommsError
 from comms.transport import Arrival, Transport
@@ -99,6 +101,15 @@ class CrewTransport:
             return reply.SerializeToString()
 
         return [wire.committed_from_pb(one) for one in pb.CommittedRounds.FromString(self._shared(asked)).rounds]
+
+    def offer(self, round_number: int, theta_digest: str, snapshot: Path) -> None:
+        """Lends nothing: a rank has a part of a snapshot only."""
+        del round_number, theta_digest, snapshot
+
+    def fetch_snapshot(self, source: SnapshotSource, into: Path, most_bytes: int) -> None:
+        """CommsError: the ranks replay the rounds instead."""
+        del source, into, most_bytes
+        raise CommsError("a replica of several ranks replays the rounds from the first")
 
     def close(self) -> None:
         """Ends this rank's part."""

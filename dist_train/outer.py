@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -116,14 +116,20 @@ class OuterMethod(ABC):
         return layout.unpack(aggregate(updates, weights, self._rule, layout.num_values, self._guard))  # (5)
 
     def digest(self) -> str:
-        """SHA-256 (hex) over the bytes of theta: equal on all replicas after every round. All ranks call it."""
+        """SHA-256 (hex) over the bytes of theta and of the outer momentum: equal on all replicas after every round.
+
+        All ranks call it.
+        """
         theta, digests = self.theta(), dict[str, bytes]()
         for fragment in self.needed:
-            part = hashlib.sha256()
-            for name in self.fragments[fragment]:
-                part.update(theta[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
-            digests[fragment] = part.digest()
+            tensors = [*(theta[name] for name in self.fragments[fragment]), *self._shared_of(fragment)]
+            digests[fragment] = _digest_of(tensors)
         return self.duties.agreed_digest(digests)
+
+    def _shared_of(self, fragment: str) -> list[Tensor]:
+        """What of a fragment is equal everywhere beside theta, and answers for what comes next."""
+        del fragment
+        return []
 
     def _share(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Makes the tensors of each fragment what they are at its owner, where every rank hosts all of them."""
@@ -135,6 +141,13 @@ class OuterMethod(ABC):
                 self.duties.crew.share(on_cpu, self.duties.owners[fragment])
                 if not self.duties.owns(fragment):
                     tensor.detach().copy_(on_cpu)
+
+
+def _digest_of(tensors: Iterable[Tensor]) -> bytes:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 class PseudoGradientMethod(OuterMethod):
@@ -198,6 +211,9 @@ class PseudoGradientMethod(OuterMethod):
         """The outer momentum."""
         return self._velocity
 
+    def _shared_of(self, fragment: str) -> list[Tensor]:
+        return [self._velocity[name] for name in self.fragments[fragment] if name in self._velocity]
+
     def own_state(self) -> dict[str, Tensor]:
         """The error feedback."""
         return {} if self._feedback is None else self._feedback.state_dict()
@@ -256,6 +272,14 @@ class GradientMethod(OuterMethod):
         self._share({f: {n: p.grad for n, p in ps.items() if p.grad is not None} for f, ps in self.fragments.items()})
         self._inner.step()
 
+    def shared_state(self) -> dict[str, Tensor]:
+        """The inner optimizer's: all take the same steps."""
+        return self._inner.state_tensors()
+
+    def _load(self, shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+        del own
+        self._inner.load_state_tensors(shared)
+
     def theta(self) -> dict[str, Tensor]:
         """The model's parameters."""
         return {name: p.detach() for fragment in self.needed for name, p in self.fragments[fragment].items()}
@@ -283,8 +307,9 @@ def outer_method(config: Config, model: nn.Module, inner: InnerOptimizer, duties
     if outer.method == "ddp":
         return GradientMethod(model, codec, guard, inner, duties)
     if outer.method == "diloco":
+        rule: Rule = "mean" if config.inner.seconds is None else "weighted"
         return PseudoGradientMethod(
-            model, codec, "mean", guard,
+            model, codec, rule, guard,
             alpha=config.outer_lr, momentum=outer.momentum, error_decay=None, duties=duties,
         )  # fmt: skip
     return PseudoGradientMethod(

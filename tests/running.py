@@ -99,7 +99,7 @@ def run(config: Config, beside: Callable[[str, threading.Event], None] | None = 
         for rank in range(replica.ranks):
             crew = partial(_crew, meeting_point, rank, replica.ranks)
             work = guarded(partial(_run_rank, config, directory, replica.id, address[0], crew))
-            threads.append(threading.Thread(target=work, daemon=True))
+            threads.append(threading.Thread(target=work, daemon=True, name=replica.id))
             threads[-1].start()
     for thread in threads:
         thread.join(PATIENCE_S)
