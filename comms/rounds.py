@@ -572,6 +572,7 @@ class _Step:
         if earlier and not message.validation_targets:
             message = replace(earlier, theta_digest=message.theta_digest)
         self._set(applied={**self.state.applied, replica: message})
+        self._remember_digest(message.round)
         self._settle_disagreement()
         expected = {r for r in self._living() if r in self.state.committed_reports}
         if expected <= set(self.state.applied):
@@ -595,7 +596,6 @@ class _Step:
             sides = ", ".join(f"{replica} {theta_digest[:12]}" for replica, theta_digest in votes.items())
             self._fail(f"the replicas disagree after round {number} and none is in the majority: {sides}")
             return
-        self._remember_digest(number)
         damaged = {replica: theta_digest for replica, theta_digest in votes.items() if theta_digest != majority}
         for replica, theta_digest in damaged.items():
             self._heal(replica, theta_digest, f"it held {theta_digest[:12]} after round {number}, not {majority[:12]}")
@@ -676,14 +676,14 @@ class _Step:
         state = self.state
         if state.committed is None or state.summarised_round >= state.committed.round:
             return
-        self._remember_digest(state.committed.round)
         self._set(summarised_round=state.committed.round)
         self.actions.append(Summarise(_summary(state, state.committed)))
 
     def _remember_digest(self, number: int) -> None:
         """Keeps what the majority holds after a round, which says of a snapshot whether it is sound."""
         counts = Counter(message.theta_digest for message in self.state.applied.values())
-        held_by_most = [digest for digest, count in counts.items() if 2 * count > counts.total()]
+        votes = max(counts.total(), len(self.state.committed_reports))
+        held_by_most = [digest for digest, count in counts.items() if 2 * count > votes]
         offered = {offer.round for offer in self.state.offers.values()}
         kept = {n: d for n, d in self.state.agreed.items() if n in offered or n > number - _ROUNDS_REMEMBERED}
         self._set(agreed=kept | dict.fromkeys([number] if held_by_most else [], *held_by_most))

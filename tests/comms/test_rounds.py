@@ -1026,3 +1026,21 @@ def test_a_finished_run_that_is_started_again_serves_whoever_had_not_got_there()
     world.act()
     assert phase(world) is Phase.DONE
     assert world["c"].mode == "ended"
+
+
+def test_a_contributor_that_died_before_it_applied_can_begin_with_a_snapshot_of_that_round() -> None:
+    """The digest of a round was remembered when all had applied it, and the one who had not was the one who asked."""
+    world = World(rules(most_replayed_rounds=0, min_replicas=3))
+    world.start(*"abc")
+    while not world.history:
+        for name in "abc":
+            world.act_once(name)
+    world.crash("c")
+    world.act()
+    world.pass_time(4)
+    world.start("c")
+    world.say("c")
+    [order] = [message for message in world["c"].inbox if isinstance(message, CatchUp)]
+    assert [(source.offer.round, len(source.holders)) for source in order.snapshots] == [(1, 2)]
+    world.act()
+    assert contributors(world) == ["abc"] * 3
