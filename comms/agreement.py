@@ -44,6 +44,8 @@ class Problem:
 
     digest: str
     reason: str
+    broken: bool = False
+    """It is here, and is not what its fragment allows."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Report:
     tokens: int
     loss: float
     phase_s: Mapping[str, float] = field(default_factory=dict)
+    unused: Lease = ()
+    """What of its lease the replica did not get to; it goes back when the round commits."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,18 @@ class Leave:
     reason: str
 
 
-MemberMessage = Join | Heartbeat | Report | Acknowledge | Applied | Leave
+@dataclass(frozen=True)
+class Offer:
+    """The replica serves a snapshot: the outer parameters after a round, and what else all replicas hold alike."""
+
+    round: int
+    theta_digest: str
+    index_digest: str
+    """A payload that lists the snapshot's parts: see comms.snapshots."""
+    index_bytes: int
+
+
+MemberMessage = Join | Heartbeat | Report | Acknowledge | Applied | Leave | Offer
 
 
 # ---- what the coordinator tells a replica ----
@@ -164,10 +179,22 @@ class CommittedRound:
 
 
 @dataclass(frozen=True)
+class SnapshotSource:
+    """A snapshot that can be had, and from whom."""
+
+    offer: Offer
+    holders: tuple[Holder, ...]
+
+
+@dataclass(frozen=True)
 class CatchUp:
     """The replica is behind: it reads the history up to here, applies it and reports Applied."""
 
     committed_round: int
+    snapshots: tuple[SnapshotSource, ...] = ()
+    """Where to begin rather than with what the replica has, best first; none when that is near enough."""
+    damaged_digest: str = ""
+    """Parameters that are damaged: a replica that holds them forgets all it has."""
 
 
 @dataclass(frozen=True)

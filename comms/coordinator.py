@@ -19,10 +19,11 @@ from pathlib import Path
 import grpc
 
 from comms import failpoints, wire
-from comms.agreement import CommittedRound, Heartbeat, Join, RoundSummary
+from comms.agreement import COORDINATOR, CommittedRound, Heartbeat, Join, RoundSummary
 from comms.caller import refuse, require_name, require_operator
+from comms.certificates import AUTHORITY, OPERATOR
 from comms.channel import listen, new_server
-from comms.errors import AccessError, RunFailed
+from comms.errors import AccessError, RunFailed, WrongName
 from comms.join_token import Doorkeeper
 from comms.journal import Journal
 from comms.ledger import Ledger
@@ -74,9 +75,11 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         ledger: Ledger,
         metrics: Path,
         *,
+        shared_config: str = "",
         doorkeeper: Doorkeeper | None = None,
     ) -> None:
         self._run = run
+        self._shared_config = shared_config
         self._doorkeeper = doorkeeper
         self._journal = journal
         self._ledger = ledger
@@ -176,6 +179,8 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
     ) -> None:
         """AccessError when whoever joins is not who it says it is, or does not know the token."""
         require_name(context, join.replica)
+        if join.replica in (COORDINATOR, OPERATOR, AUTHORITY):
+            raise WrongName(f"{join.replica!r} is no name for a replica; choose another")
         if self._doorkeeper is not None:
             self._doorkeeper.admit(join.replica, message.incarnation, message.proof, message.proved_at_s)
 
@@ -207,6 +212,14 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         holders = tuple(holder for replica, member in members for holder in member.holders(replica))
         for committed in self._journal.history(request.after_round):
             yield wire.committed_to_pb(CommittedRound(committed.round, committed.manifest, committed.leases, holders))
+
+    async def Describe(
+        self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext[pb.DescribeRequest, pb.DescribeReply]
+    ) -> pb.DescribeReply:
+        """What a machine that wants to join must know of the run."""
+        del request, context
+        digest = bytes.fromhex(self._state.rules.config_digest)
+        return pb.DescribeReply(run=self._run, config=self._shared_config, config_digest=digest)
 
     async def Status(
         self, request: pb.StatusRequest, context: grpc.aio.ServicerContext[pb.StatusRequest, pb.StatusReply]
@@ -255,7 +268,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
     def _member_state(self, replica: str) -> str:
         state, member = self._state, self._state.members[replica]
         silent_s = time.monotonic() - member.last_heard_s
-        if silent_s > state.rules.liveness_deadline_s:
+        if silent_s > state.rules.liveness_deadline_s or member.gone_since_s is not None:
             return "away"
         if silent_s > state.rules.liveness_deadline_s / 2:
             return "silent"
@@ -304,6 +317,9 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         for action in actions:
             if isinstance(action, Send) and (stream := self._streams.get(action.replica)) is not None:
                 stream.put_nowait(wire.coordinator_message_to_pb(action.message))
+        for replica, faults in self._state.faults.items():
+            if before.faults.get(replica) != faults:
+                _log.warning("%s is at fault, for the %d. time: %s", replica, len(faults), faults[-1])
         for replica, reason in self._state.absent.items():
             if before.absent.get(replica) != reason:
                 _log.warning("round %d: goes on without %s: %s", self._state.round, replica, reason)
@@ -327,22 +343,32 @@ async def coordinate(
     ledger: Ledger,
     metrics: Path,
     relay_store: PayloadStore | None,
+    shared_config: str = "",
     on_listening: Callable[[str], None],
 ) -> None:
-    """Serves a run at `address` until it is over. RunFailed when it ends early; Unreachable when the port is in use."""
+    """Serves a run at `address` until it is over. RunFailed when it ends early; Unreachable when the port is in use.
+
+    `shared_config` is what Describe hands out: the config's shared part, as text that only its readers understand.
+    """
     server = new_server()
     bound = listen(server, address, security)  # first: who can't listen must not touch the journal
     journal = Journal(journal_path)
     coordinator = None
     try:
         doorkeeper = Doorkeeper(run, security.token) if isinstance(security, Tls) else None
-        coordinator = Coordinator(run, rules, journal, ledger, metrics, doorkeeper=doorkeeper)
+        coordinator = Coordinator(
+            run, rules, journal, ledger, metrics, shared_config=shared_config, doorkeeper=doorkeeper
+        )
         round_pb2_grpc.add_RoundsServicer_to_server(coordinator, server)
         if relay_store is not None:
-            uploads = Uploads(rules.replicas, rules.most_payload_bytes, lambda: coordinator.state.committed_round + 1)
+            uploads = Uploads(
+                lambda: coordinator.state.known,
+                rules.most_payload_bytes,
+                lambda: coordinator.state.committed_round + 1,
+            )
             service = PayloadService(relay_store, ledger, uploads)
             payload_pb2_grpc.add_PayloadsServicer_to_server(service, server)
-        meetings = MeetingService(lambda replica: replica in rules.replicas, rules.gather_deadline_s)
+        meetings = MeetingService(lambda replica: replica in coordinator.state.known, rules.gather_deadline_s)
         meeting_pb2_grpc.add_MeetingsServicer_to_server(meetings, server)
         await server.start()
         on_listening(bound)

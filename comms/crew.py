@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from comms import wire
@@ -29,6 +30,7 @@ from comms.agreement import (
     MemberMessage,
     Payload,
     Report,
+    SnapshotSource,
 )
 from comms.errors import CommsError
 from comms.transport import Arrival, Transport
@@ -99,6 +101,14 @@ class CrewTransport:
             return reply.SerializeToString()
 
         return [wire.committed_from_pb(one) for one in pb.CommittedRounds.FromString(self._shared(asked)).rounds]
+
+    def offer(self, round_number: int, theta_digest: str, snapshot: Path) -> None:
+        """Lends nothing: a rank has a part of a snapshot only."""
+        del round_number, theta_digest, snapshot
+
+    def fetch_snapshot(self, source: SnapshotSource, into: Path, most_bytes: int) -> None:
+        """Gets it for this rank."""
+        self._inner.fetch_snapshot(source, into, most_bytes)
 
     def close(self) -> None:
         """Ends this rank's part."""

@@ -28,6 +28,7 @@ Point = Literal[
     "before-acknowledge",
     "between-commit-and-apply",
     "during-catch-up",
+    "during-snapshot-transfer",
     "inside-checkpoint",
     "coordinator-before-journal",
     "coordinator-after-journal",

@@ -17,6 +17,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import grpc
@@ -34,10 +35,12 @@ from comms.agreement import (
     Join,
     Manifest,
     MemberMessage,
+    Offer,
     Payload,
     Problem,
     Refusal,
     Report,
+    SnapshotSource,
 )
 from comms.channel import Channels, listen, new_server, own_host
 from comms.errors import CommsError, DeadlineError, Refused, Unreachable
@@ -45,6 +48,8 @@ from comms.join_token import prove, read_token
 from comms.ledger import Ledger
 from comms.payloads import Parcel, PayloadClient, PayloadService
 from comms.security import Security, Tls
+from comms.snapshot_fetch import SnapshotFetch
+from comms.snapshots import Lender
 from comms.store import PayloadStore
 from comms.transport import Arrival
 from protos import payload_pb2_grpc, round_pb2_grpc
@@ -95,6 +100,8 @@ class GrpcTransport:
         self._was_heard = False
         self._join: Join | None = None
         self._report: Report | None = None
+        self._offer: Offer | None = None
+        self._lender = Lender()
         self._closing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="transport", daemon=True)
@@ -124,6 +131,8 @@ class GrpcTransport:
         encoded = wire.member_message_to_pb(message)
         if isinstance(message, Report):
             self._report = message
+        elif isinstance(message, Offer):
+            self._offer = message
         elif isinstance(message, Applied) and self._join is not None:
             self._join = replace(self._join, applied_round=message.round, theta_digest=message.theta_digest)
         self._loop.call_soon_threadsafe(self._outbox.put_nowait, encoded)
@@ -176,18 +185,34 @@ class GrpcTransport:
         """The rounds committed after one, oldest first."""
         return self._wait(self._history(after_round))
 
+    def offer(self, round_number: int, theta_digest: str, snapshot: Path) -> None:
+        """Lends a file, and says so when it has been read through; under "relay" nobody could fetch it from here."""
+        if self._server is not None:
+            self._start(self._lend(round_number, theta_digest, snapshot))
+
+    def fetch_snapshot(self, source: SnapshotSource, into: Path, most_bytes: int) -> None:
+        """Writes a snapshot to `into`; CommsError when nobody gives it, or when it is none."""
+
+        def client_to(holder: Holder) -> PayloadClient:
+            return PayloadClient(self._channels.to(holder.replica, holder.address), holder.replica, self._ledger)
+
+        patience_s = self._settings.outage_deadline_s
+        fetch = SnapshotFetch(source, self._settings.replica, self._store, client_to, patience_s, most_bytes)
+        self._wait(fetch.into(into))
+
     def close(self) -> None:
         """Sends what is still to be said, ends the conversation, and stops handing out payloads."""
         self._closing = True
         with suppress(RuntimeError):
             self._wait(self._shut_down())
         self._stop_loop()
+        self._lender.close()
 
     # ---- on the loop's thread ----
 
     async def _serve(self) -> str:
         self._server = new_server()
-        service = PayloadService(self._store, self._ledger)
+        service = PayloadService(self._store, self._ledger, lender=self._lender)
         payload_pb2_grpc.add_PayloadsServicer_to_server(service, self._server)
         address = listen(self._server, f"{own_host(self._settings.coordinator_address)}:0", self._settings.security)
         await self._server.start()
@@ -266,7 +291,17 @@ class GrpcTransport:
         opening = [self._proved(wire.member_message_to_pb(self._join))]
         if self._report is not None and self._report.round > self._join.applied_round:
             opening.append(wire.member_message_to_pb(self._report))
+        if self._offer is not None:
+            opening.append(wire.member_message_to_pb(self._offer))
         return opening
+
+    async def _lend(self, round_number: int, theta_digest: str, snapshot: Path) -> None:
+        try:
+            digest, num_bytes = await asyncio.to_thread(self._lender.lend, snapshot)
+        except OSError as error:
+            _log.warning("the snapshot of round %d can't be offered: %s", round_number, error)
+            return
+        self.send(Offer(round_number, theta_digest, digest, num_bytes))
 
     async def _talk(self, call: _Call, opening: Sequence[pb.MemberMessage]) -> None:
         """Says the opening, then whatever there is to say, and that we live."""

@@ -75,6 +75,30 @@ class LeaseBook:
         return replace(self, position=segment.stop)
 
 
+def without(lease: Lease, part: Lease) -> Lease:
+    """The tokens of `lease` that are not in `part`; ValueError unless all of `part`, and not more cuts, are in it."""
+    left = list(merge(lease))
+    if len(part) > len(left):
+        raise ValueError(f"{len(part)} segments are not a rest of {len(left)}")
+    for taken in merge(part):
+        for i, whole in enumerate(left):
+            if whole.epoch == taken.epoch and whole.start <= taken.start and taken.stop <= whole.stop:
+                left[i : i + 1] = [replace(whole, stop=taken.start), replace(whole, start=taken.stop)]
+                break
+        else:
+            raise ValueError(f"{taken} is not in the lease")
+    return merge(tuple(segment for segment in left if segment.num_tokens))
+
+
+def tail(lease: Lease, epoch: int, position: int) -> Lease:
+    """What of `lease` lies at or behind a place of the stream."""
+    behind = [segment for segment in sorted(lease) if (segment.epoch, segment.stop) > (epoch, position)]
+    return tuple(
+        replace(segment, start=max(segment.start, position)) if segment.epoch == epoch else segment
+        for segment in behind
+    )
+
+
 def merge(segments: Lease) -> Lease:
     """The same tokens in order, neighbours joined. Overlaps are kept, so that they can be found."""
     joined = list[Segment]()

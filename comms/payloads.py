@@ -20,6 +20,7 @@ from comms.caller import caller_of, refuse, require_name
 from comms.errors import AccessError, TooSlow, WrongDigest
 from comms.ledger import MESSAGE_HEADER_BYTES, Kind, Ledger
 from comms.limits import Pace, Turns
+from comms.snapshots import Lender
 from comms.store import Incoming, PayloadStore, digest_of
 from comms.uploads import Uploads
 from protos import payload_pb2 as pb
@@ -69,9 +70,15 @@ class PayloadService(pb_grpc.PayloadsServicer):
     """Hands out what a store holds; with `uploads`, which say how much, it takes in what others put there."""
 
     def __init__(
-        self, store: PayloadStore, ledger: Ledger, uploads: Uploads | None = None, pace: Pace | None = None
+        self,
+        store: PayloadStore,
+        ledger: Ledger,
+        uploads: Uploads | None = None,
+        pace: Pace | None = None,
+        lender: Lender | None = None,
     ) -> None:
         self._store = store
+        self._lender = lender
         self._ledger = ledger
         self._uploads = uploads
         self._pace = pace or Pace()
@@ -91,7 +98,7 @@ class PayloadService(pb_grpc.PayloadsServicer):
             await refuse(context, error)
         self._ledger.control(peer=peer, direction="received", num_bytes=request.ByteSize())
         async with self._turns.of(caller_of(context) or context.peer()):
-            payload = await asyncio.to_thread(self._store.get, digest)
+            payload = await asyncio.to_thread(self._look_up, digest)
             if payload is None:
                 await context.abort(grpc.StatusCode.NOT_FOUND, f"payload {digest[:12]} is not here")
             started_s, sent_bytes = time.monotonic(), 0
@@ -109,6 +116,10 @@ class PayloadService(pb_grpc.PayloadsServicer):
                         round_number=request.round, peer=peer, direction="sent", kind=kind,
                         num_bytes=sent_bytes, seconds=time.monotonic() - started_s,
                     )  # fmt: skip
+
+    def _look_up(self, digest: str) -> bytes | None:
+        payload = self._store.get(digest)
+        return self._lender.get(digest) if payload is None and self._lender is not None else payload
 
     async def Put(
         self,

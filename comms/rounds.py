@@ -7,16 +7,23 @@ then looks whether the round can move:
     GATHER --all replicas there, or deadline and enough--> WORK
     WORK   --all living members reported, or deadline and enough--> AGREE     (sends Proposal)
     AGREE  --a payload nobody can supply--> AGREE with the next attempt       (sends Proposal)
+    AGREE  --all contributors dead, others there--> WORK, with those          (sends RoundPlan)
     AGREE  --all living members acknowledged--> WORK of the next round        (sends CommittedRound, RoundPlan)
                                             or ENDING after the last one      (sends CommittedRound)
-    ENDING --all living members applied, or deadline--> DONE                  (sends Finish)
+    ENDING --all living members applied, or none for a deadline--> DONE       (sends Finish)
     any    --coordinator restarted--> GATHER, the open round keeps its leases; reports are sent again
+                                      (from DONE only while somebody has yet to apply the last round)
     any    --too few replicas for gather_deadline_s, or replicas that disagree--> FAILED
 
 What keeps replicas equal: nobody applies before CommittedRound, and the coordinator journals it before it sends it;
 a replica is told of a round only when it has applied, or is about to apply, the one before. What keeps the corpus
 whole: a lease is consumed by the commit that uses its contribution, and by nothing else; and a replica never holds
-two leases of one round, so that a report, however late it comes, is of the lease that the coordinator knows.
+two leases of one round, so that a report, however late it comes, is of the lease that the coordinator knows. Of a
+lease that a contributor did not get through, the rest comes back when the round is over.
+
+Who may take part: the replicas of the config, and as many more as `most_replicas` leaves room for. A member whose
+parameters differ from the majority's is told to forget them and to catch up; one that was found at fault too often is
+expelled, for as long as `most_faults` says so.
 """
 
 from __future__ import annotations
@@ -39,13 +46,15 @@ from comms.agreement import (
     Holder,
     Join,
     Leave,
+    Offer,
     Proposal,
     Refusal,
     Report,
     RoundPlan,
     RoundSummary,
+    SnapshotSource,
 )
-from comms.leases import LeaseBook
+from comms.leases import Lease, LeaseBook, without
 from comms.run_state import (
     Action,
     Alive,
@@ -65,6 +74,9 @@ from comms.run_state import (
 )
 
 T = TypeVar("T")
+_ROUNDS_REMEMBERED = 8
+"""Of so many rounds the digest is known when a snapshot of them is offered."""
+_MOST_SOURCES = 4
 
 
 def advance(state: RunState, event: Event, now_s: float) -> tuple[RunState, tuple[Action, ...]]:
@@ -87,8 +99,12 @@ def next_deadline_s(state: RunState, now_s: float) -> float:
         moments.append(state.short_since_s + rules.gather_deadline_s)
     if state.phase is Phase.WORK and state.first_report_s is not None:
         moments.append(state.first_report_s + rules.publish_deadline_s)
-    if state.phase in (Phase.AGREE, Phase.ENDING) or (state.phase is Phase.WORK and state.set_aside):
+    if state.phase is Phase.WORK:
+        moments.append(state.since_s + rules.work_deadline_s)
+    if state.phase is Phase.AGREE or (state.phase is Phase.WORK and state.set_aside):
         moments.append(state.since_s + rules.fetch_deadline_s)
+    if state.phase is Phase.ENDING:
+        moments.append(state.since_s + rules.ending_deadline_s)
     return min((moment for moment in moments if moment > now_s), default=math.inf)
 
 
@@ -132,7 +148,11 @@ class _Step:
             join.incarnation, join.address, join.applied_round, join.theta_digest, self.now_s,
             rank_addresses=join.rank_addresses,
         )  # fmt: skip
-        self._set(members={**self.state.members, replica: member})
+        self._set(members={**self.state.members, replica: member}, offers=_without(self.state.offers, replica))
+        if self.state.damaged.get(replica) == join.theta_digest:
+            self._heal(replica, join.theta_digest, "it came back as it was")
+            return
+        self._set(damaged=_without(self.state.damaged, replica))
         if replica in self.state.reports or (replica in self.state.leases and self.state.phase is not Phase.AGREE):
             self._set(absent=_without(self.state.absent, replica))
         if join.applied_round and join.applied_round == self.state.committed_round:
@@ -142,8 +162,13 @@ class _Step:
     def _objection(self, replica: str, join: Join) -> str:
         """Why this replica can't take part, or nothing."""
         rules, state = self.state.rules, self.state
-        if replica not in rules.replicas:
-            return f"replica {replica!r} is none of this run's replicas ({', '.join(rules.replicas)})"
+        if self._is_expelled(replica):
+            return self._expulsion(replica)
+        if replica not in state.known and len(state.known) >= rules.most_replicas:
+            return (
+                f"replica {replica!r} is none of this run's replicas ({', '.join(sorted(state.known))}), and "
+                f"exchange.most_replicas = {rules.most_replicas} leaves no room for another"
+            )
         if join.config_digest != rules.config_digest:
             return (
                 f"replica {replica!r} has config {join.config_digest[:12]}, the run has {rules.config_digest[:12]}: "
@@ -161,7 +186,8 @@ class _Step:
                 f"replica {replica!r} stands at round {join.applied_round}, the run has committed "
                 f"{state.committed_round}: its checkpoints are of another run, or the coordinator's journal is older"
             )
-        starts = [m.theta_digest for r, m in state.members.items() if m.applied_round == 0 and r != replica]
+        others = [m for r, m in state.members.items() if r not in (replica, *state.damaged)]
+        starts = [member.theta_digest for member in others if member.applied_round == 0]
         if join.applied_round == 0 and starts and join.theta_digest != starts[0]:
             return (
                 f"replica {replica!r} begins with other parameters than the rest ({join.theta_digest[:12]} against "
@@ -172,9 +198,10 @@ class _Step:
     def _report(self, replica: str, report: Report) -> None:
         state = self.state
         is_open = state.phase in (Phase.GATHER, Phase.WORK, Phase.AGREE) and report.round == state.committed_round + 1
-        if not is_open or replica not in state.leases or (state.phase is Phase.AGREE and replica in state.reports):
-            return  # of another round, or twice: its error feedback keeps what it found
-        if reason := _unusable(report, state.rules):
+        has_part = replica in state.leases and self._is_current(replica)
+        if not is_open or not has_part or (state.phase is Phase.AGREE and replica in state.reports):
+            return  # of another round, twice, or from damaged parameters: its error feedback keeps what it found
+        if reason := _unusable(report, state.leases[replica], state.rules):
             self._leave_out(replica, reason)
             return
         if state.phase is Phase.AGREE:
@@ -187,7 +214,8 @@ class _Step:
 
     def _acknowledge(self, replica: str, message: Acknowledge) -> None:
         state = self.state
-        if state.phase is Phase.AGREE and (message.round, message.attempt) == (state.round, state.attempt):
+        is_proposed = state.phase is Phase.AGREE and (message.round, message.attempt) == (state.round, state.attempt)
+        if is_proposed and self._is_current(replica):
             acknowledged = {**state.acknowledged, replica: message.problems}
             self._set(acknowledged=acknowledged, absent=_without(state.absent, replica))
 
@@ -195,21 +223,33 @@ class _Step:
         member = self.state.members[replica]
         if not member.applied_round <= message.round <= self.state.committed_round:
             return
+        if message.theta_digest != self.state.damaged.get(replica):
+            self._set(damaged=_without(self.state.damaged, replica))
         self._set_member(replica, applied_round=message.round, theta_digest=message.theta_digest)
+        if self.state.phase is Phase.ENDING:
+            self._set(since_s=self.now_s)  # one that catches up is waited for as long as it gets on
         if message.round == self.state.committed_round:
             self._note_applied(replica, message)
         self._place(replica)
 
+    def _offer(self, replica: str, message: Offer) -> None:
+        if message.round <= self.state.committed_round:
+            self._set(offers={**self.state.offers, replica: message})
+
     def _leave(self, replica: str, message: Leave) -> None:
-        self._set(members=_without(self.state.members, replica))
+        reason = message.reason or "left"
+        if self.state.phase in (Phase.GATHER, Phase.WORK) and self.state.members[replica].address:
+            self._leave_out(replica, reason)  # with its payloads, which nobody has fetched yet
+        self._put_out(replica)
         if replica in self.state.leases:
-            self._set(absent={**self.state.absent, replica: message.reason or "left"})
+            self._set(absent={**self.state.absent, replica: reason})
 
     _HANDLERS: Mapping[type, Callable[[_Step, str, Any], None]] = {
         Report: _report,
         Acknowledge: _acknowledge,
         Applied: _applied,
         Leave: _leave,
+        Offer: _offer,
     }
 
     def _postpone(self, seconds: float) -> None:
@@ -232,7 +272,7 @@ class _Step:
         same leases: who still has its report sends it again, who has not does the work again. Attempts count on, or
         an acknowledgement from before could pass for one of a new proposal.
         """
-        if self.state.phase is Phase.DONE:
+        if self.state.phase is Phase.DONE and not self.state.behind:
             return
         state = self.state
         gathering = {*state.members, *state.leases, *(state.gathering if state.phase is Phase.GATHER else ())}
@@ -252,7 +292,7 @@ class _Step:
         if replica not in state.members:
             return  # put out a moment ago: its parameters are damaged
         if not self._is_current(replica):
-            self._send(replica, CatchUp(state.committed_round))
+            self._send(replica, self._catch_up(replica))
             return
         match state.phase:
             case Phase.DONE | Phase.FAILED:
@@ -264,6 +304,24 @@ class _Step:
                 self._send(replica, self._proposal())
             case _:
                 pass  # it watches, and will be told of the commit
+
+    def _catch_up(self, replica: str) -> CatchUp:
+        """What a member that is behind has to do: redo the rounds since, or, far behind, begin with a snapshot."""
+        state = self.state
+        stands_at = state.members[replica].applied_round
+        is_far = replica in state.damaged or state.committed_round - stands_at > state.rules.most_replayed_rounds
+        snapshots = self._snapshots(replica, stands_at) if is_far else ()
+        return CatchUp(state.committed_round, snapshots, state.damaged.get(replica, ""))
+
+    def _snapshots(self, replica: str, after_round: int) -> tuple[SnapshotSource, ...]:
+        """Snapshots of what the majority held after a round, newest first, and of those the most held first."""
+        state, holders = self.state, dict[Offer, list[Holder]]()
+        for holder, offer in sorted(state.offers.items()):
+            sound = state.agreed.get(offer.round) == offer.theta_digest
+            if sound and offer.round > after_round and holder in self._living() - {replica}:
+                holders.setdefault(offer, []).append(Holder(holder, state.members[holder].address))
+        best = sorted(holders, key=lambda offer: (-offer.round, -len(holders[offer]), offer.index_digest))
+        return tuple(SnapshotSource(offer, tuple(holders[offer])) for offer in best[:_MOST_SOURCES])
 
     def _admit(self, replica: str) -> None:
         if self.state.book is None:
@@ -318,6 +376,10 @@ class _Step:
             if self._is_current(replica):
                 self._plan(replica)
         missing = self._awaited() - set(self.state.reports)
+        if self._elapsed(rules.work_deadline_s):
+            for replica in sorted(missing):
+                self._leave_out(replica, f"no report within exchange.work_deadline_s = {rules.work_deadline_s:g} s")
+            missing = set()
         if len(self.state.reports) >= rules.min_replicas:
             deadline_s = (self.state.first_report_s or 0.0) + rules.publish_deadline_s
             if not missing or self.now_s >= deadline_s:
@@ -340,9 +402,8 @@ class _Step:
         if awaited - set(state.acknowledged):
             return
         if not awaited:
-            if self._mind_shortage(0, 1) and (set(state.reports) | set(state.late)) & self._living():
-                self._set(absent=_without_all(state.absent, state.reports))
-                self._propose_again()
+            if self._mind_shortage(0, 1):
+                self._settle_desertion()
         elif any(state.acknowledged[replica] for replica in awaited):
             self._settle_problems(awaited)
         else:
@@ -350,7 +411,7 @@ class _Step:
 
     def _progress_ending(self) -> None:
         waiting = {r for r in self._living() if not self._is_current(r)}
-        if not waiting or self._elapsed(self.state.rules.fetch_deadline_s):
+        if not waiting or self._elapsed(self.state.rules.ending_deadline_s):
             self._summarise()
             self._set(phase=Phase.DONE, since_s=self.now_s)
             for replica in sorted(self.state.members):
@@ -388,6 +449,9 @@ class _Step:
         for replica in roster:
             if replica not in self.state.leases:
                 self._admit(replica)
+        gone = {replica for replica, member in self.state.members.items() if member.gone_since_s is not None}
+        for replica in sorted(gone - {*self.state.rules.replicas, *self.state.leases, *self._living()}):
+            self._put_out(replica)  # somebody who joined and went leaves room for another
         self.progress()
 
     def _propose(self) -> None:
@@ -424,6 +488,19 @@ class _Step:
             self._set(phase=Phase.WORK, since_s=self.now_s)
             self.progress()
 
+    def _settle_desertion(self) -> None:
+        """All who acknowledged, or would have to, are gone: with late ones, or those who watched, the round goes on."""
+        state = self.state
+        if (set(state.reports) | set(state.late)) & self._living():
+            self._set(absent=_without_all(state.absent, state.reports))
+            self._propose_again()
+        elif any(self._is_current(replica) for replica in self._living() - set(state.leases)):
+            self._set(
+                phase=Phase.WORK, since_s=self.now_s, reports={}, first_report_s=None,
+                set_aside={**state.set_aside, **state.reports},
+            )  # fmt: skip
+            self.progress()
+
     def _settle_problems(self, awaited: set[str]) -> None:
         """Payloads that half of the members refuse leave the round; else those who can't get them do."""
         state = self.state
@@ -449,6 +526,12 @@ class _Step:
         for replica in sorted(guilty):
             self._set(set_aside={**self.state.set_aside, replica: state.reports[replica]})
             self._leave_out(replica, reasons[replica])
+            others = [state.acknowledged[other] for other in awaited - {replica}]
+            accusers = [
+                problems for problems in others if any(p.broken and owners.get(p.digest) == replica for p in problems)
+            ]
+            if 2 * len(accusers) > len(others):
+                self._find_at_fault(replica, reasons[replica])
         if guilty:
             self._propose_again()
         else:
@@ -456,17 +539,17 @@ class _Step:
 
     def _commit(self) -> None:
         state = self.state
-        committed = CommittedRound(
-            state.round, state.manifest, {r: lease for r, lease in state.leases.items() if r in state.reports}
-        )
+        trained = {r: without(state.leases[r], report.unused) for r, report in state.reports.items()}
+        committed = CommittedRound(state.round, state.manifest, dict(sorted(trained.items())))
         following = sorted(
             r for r in self._living() if self._is_current(r) and (r in state.acknowledged or self._watches(r))
         )
+        rests = {r: report.unused for r, report in state.reports.items() if report.unused}
         self._summarise()
         self._set(
             committed=committed, committed_reports=state.reports, applied={}, round_s=self.now_s - state.opened_s,
             committed_absent={r: "away" for r in state.leases if r not in state.reports} | dict(state.absent),
-            leases={r: lease for r, lease in state.leases.items() if r not in state.reports},  # come back in _open
+            leases=_without_all(state.leases, state.reports) | rests,  # come back in _open
             tokens=state.tokens + sum(report.tokens for report in state.reports.values()),
         )  # fmt: skip
         self.actions.append(Record(committed))
@@ -489,6 +572,7 @@ class _Step:
         if earlier and not message.validation_targets:
             message = replace(earlier, theta_digest=message.theta_digest)
         self._set(applied={**self.state.applied, replica: message})
+        self._remember_digest(message.round)
         self._settle_disagreement()
         expected = {r for r in self._living() if r in self.state.committed_reports}
         if expected <= set(self.state.applied):
@@ -504,7 +588,7 @@ class _Step:
         if len(counts) < 2:
             return
         (majority, most), (_, second) = counts.most_common(2)
-        too_late = state.phase is Phase.ENDING and self._elapsed(state.rules.fetch_deadline_s)
+        too_late = state.phase is Phase.ENDING and self._elapsed(state.rules.ending_deadline_s)
         undecided = set[str]() if too_late else self._living() - set(votes)
         if undecided and most * 2 <= len(votes) + len(undecided):
             return
@@ -514,18 +598,51 @@ class _Step:
             return
         damaged = {replica: theta_digest for replica, theta_digest in votes.items() if theta_digest != majority}
         for replica, theta_digest in damaged.items():
-            self._send(replica, Refusal(
-                f"replica {replica!r} holds {theta_digest[:12]} after round {number}, the others hold "
-                f"{majority[:12]}: its parameters are damaged; delete its checkpoints and start it again"
-            ))  # fmt: skip
-            self._leave_out(replica, "its parameters differ from the others'")
-            self._set(
-                members=_without(self.state.members, replica),
-                set_aside=_without(self.state.set_aside, replica),
-                late=_without(self.state.late, replica),
-            )
+            self._heal(replica, theta_digest, f"it held {theta_digest[:12]} after round {number}, not {majority[:12]}")
         if self.state.phase is Phase.AGREE and any(entry.replica in damaged for entry in self.state.manifest):
             self._propose_again()
+
+    def _heal(self, replica: str, theta_digest: str, reason: str) -> None:
+        """Lets a replica forget its parameters and catch up; what it reported was made from them, and goes."""
+        is_known = self.state.damaged.get(replica) == theta_digest  # its stream broke before it heard of it
+        self._set(
+            damaged={**self.state.damaged, replica: theta_digest},
+            set_aside=_without(self.state.set_aside, replica),
+            late=_without(self.state.late, replica),
+        )
+        self._leave_out(replica, "its parameters differ from the others'")
+        self._set_member(replica, applied_round=0, planned_round=0)
+        if not is_known:
+            self._find_at_fault(replica, reason)
+        if replica in self.state.members:
+            self._send(replica, self._catch_up(replica))
+
+    def _find_at_fault(self, replica: str, reason: str) -> None:
+        """Writes down what a replica did; at most_faults it is expelled."""
+        self._set(faults={**self.state.faults, replica: (*self.state.faults.get(replica, ()), reason)})
+        if self._is_expelled(replica):
+            self._send(replica, Refusal(self._expulsion(replica)))
+            self._leave_out(replica, f"expelled: {reason}")
+            self._put_out(replica)
+
+    def _put_out(self, replica: str) -> None:
+        """Ends a membership; what the replica has reported and was not set aside stays in the round."""
+        state = self.state
+        self._set(
+            members=_without(state.members, replica), set_aside=_without(state.set_aside, replica),
+            late=_without(state.late, replica), offers=_without(state.offers, replica),
+            damaged=_without(state.damaged, replica),
+        )  # fmt: skip
+
+    def _is_expelled(self, replica: str) -> bool:
+        return len(self.state.faults.get(replica, ())) >= self.state.rules.most_faults
+
+    def _expulsion(self, replica: str) -> str:
+        faults = self.state.faults[replica]
+        return (
+            f"replica {replica!r} is expelled after {len(faults)} faults (exchange.most_faults = "
+            f"{self.state.rules.most_faults}), the last: {faults[-1]}. Mend its machine; it may join by another name"
+        )
 
     def _leave_out_misfits(self) -> None:
         """Leaves out those whose fragments are not the ones that most report."""
@@ -561,6 +678,15 @@ class _Step:
             return
         self._set(summarised_round=state.committed.round)
         self.actions.append(Summarise(_summary(state, state.committed)))
+
+    def _remember_digest(self, number: int) -> None:
+        """Keeps what the majority holds after a round, which says of a snapshot whether it is sound."""
+        counts = Counter(message.theta_digest for message in self.state.applied.values())
+        votes = max(counts.total(), len(self.state.committed_reports))
+        held_by_most = [digest for digest, count in counts.items() if 2 * count > votes]
+        offered = {offer.round for offer in self.state.offers.values()}
+        kept = {n: d for n, d in self.state.agreed.items() if n in offered or n > number - _ROUNDS_REMEMBERED}
+        self._set(agreed=kept | dict.fromkeys([number] if held_by_most else [], *held_by_most))
 
     # ---- small questions ----
 
@@ -612,7 +738,7 @@ class _Step:
         self.actions.append(Send(replica, message))
 
 
-def _unusable(report: Report, rules: RoundRules) -> str:
+def _unusable(report: Report, lease: Lease, rules: RoundRules) -> str:
     """Why this report can't be part of any manifest, or nothing."""
     fragments = [payload.fragment for payload in report.payloads]
     if not math.isfinite(report.loss):
@@ -623,7 +749,11 @@ def _unusable(report: Report, rules: RoundRules) -> str:
         return f"its payloads are {num_bytes} bytes, more than exchange.most_payload_bytes = {rules.most_payload_bytes}"
     if report.tokens > 2 * rules.lease_tokens:  # a lease's last document may reach beyond it, but not so far
         return f"it claims {report.tokens} tokens of a lease of {rules.lease_tokens}: that is too much weight"
-    return ""
+    try:
+        trained = without(lease, report.unused)
+    except ValueError as error:
+        return f"what it has left of its lease is none of it: {error}"
+    return "" if trained else "it has trained on nothing of its lease"
 
 
 def _silent_from_s(member: Member, rules: RoundRules) -> float:

@@ -15,6 +15,7 @@ from comms.agreement import (
     Join,
     Leave,
     Manifest,
+    Offer,
     Problem,
     Report,
     RoundSummary,
@@ -48,6 +49,14 @@ class RoundRules:
     liveness_deadline_s: float
     reconnect_deadline_s: float = 5.0
     most_payload_bytes: int = 4 * 2**30
+    work_deadline_s: float = 3600.0
+    ending_deadline_s: float = 120.0
+    most_replicas: int = 0
+    """How many replicas may take part at once, those named above and those that join; 0: nobody joins."""
+    most_faults: int = 3
+    """With so many broken payloads, or damaged parameters, a replica is expelled."""
+    most_replayed_rounds: int = 20
+    """A replica that is further behind begins with a snapshot."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,24 @@ class RunState:
     tokens: int = 0
     """Trained in all committed rounds."""
     failure: str = ""
+    faults: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What each replica was found guilty of: broken payloads, damaged parameters."""
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    """Digest of the parameters that a replica was told to forget, until it holds others."""
+    offers: Mapping[str, Offer] = field(default_factory=dict)
+    """The newest snapshot that each replica serves."""
+    agreed: Mapping[int, str] = field(default_factory=dict)
+    """Digest that the majority held after a round; the recent rounds, and those of which there are snapshots."""
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The replicas of this run: named in the config, taking part, or awaited after a restart."""
+        return frozenset((*self.rules.replicas, *self.members, *self.leases, *self.gathering))
+
+    @property
+    def behind(self) -> frozenset[str]:
+        """Members that have not applied the last committed round."""
+        return frozenset(r for r, member in self.members.items() if member.applied_round < self.committed_round)
 
     @property
     def committed_round(self) -> int:
@@ -128,7 +155,7 @@ class Heard:
     """A member said something. Everything but a Heartbeat is journaled."""
 
     replica: str
-    message: Join | Report | Acknowledge | Applied | Leave
+    message: Join | Report | Acknowledge | Applied | Leave | Offer
 
 
 @dataclass(frozen=True)

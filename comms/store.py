@@ -84,6 +84,10 @@ class PayloadStore:
             return None
         return payload
 
+    def forget(self, digest: str) -> None:
+        """Deletes a payload, if it is here."""
+        self._path(digest).unlink(missing_ok=True)
+
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
             raise ValueError(f"{digest!r} is not a SHA-256 in hex")

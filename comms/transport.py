@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from comms.agreement import (
@@ -16,6 +17,7 @@ from comms.agreement import (
     MemberMessage,
     Payload,
     Problem,
+    SnapshotSource,
 )
 
 
@@ -62,6 +64,14 @@ class Transport(Protocol):
 
     def history(self, after_round: int) -> list[CommittedRound]:
         """The rounds committed after one, oldest first."""
+        ...
+
+    def offer(self, round_number: int, theta_digest: str, snapshot: Path) -> None:
+        """Lends a file with the outer parameters after a round to whoever needs to catch up; returns at once."""
+        ...
+
+    def fetch_snapshot(self, source: SnapshotSource, into: Path, most_bytes: int) -> None:
+        """Gets a snapshot from all who hold it, by parts; CommsError when it can't be had. Its content is unchecked."""
         ...
 
     def close(self) -> None:

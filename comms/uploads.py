@@ -8,7 +8,7 @@ Bytes are written to the disk as they come, so what is announced costs nothing, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -31,8 +31,8 @@ class _Account:
 class Uploads:
     """The quotas of one relay."""
 
-    def __init__(self, replicas: tuple[str, ...], most_bytes: int, open_round: Callable[[], int]) -> None:
-        self._replicas = frozenset(replicas)
+    def __init__(self, replicas: Callable[[], Collection[str]], most_bytes: int, open_round: Callable[[], int]) -> None:
+        self._replicas = replicas
         self._most_bytes = most_bytes
         self._open_round = open_round
         self._accounts: dict[str, _Account] = {}
@@ -58,8 +58,8 @@ class Uploads:
             account.under_way_bytes -= charge
 
     def _account(self, replica: str, round_number: int) -> _Account:
-        if replica not in self._replicas:
-            raise WrongName(f"{replica!r} is none of this run's replicas ({', '.join(sorted(self._replicas))})")
+        if replica not in (replicas := self._replicas()):
+            raise WrongName(f"{replica!r} is none of this run's replicas ({', '.join(sorted(replicas))})")
         if round_number != (open_round := self._open_round()):
             raise StaleRound(f"the payload is of round {round_number}; round {open_round} is open")
         account = self._accounts.get(replica)

@@ -118,10 +118,13 @@ def member_message_to_pb(message: a.MemberMessage) -> pb.MemberMessage:
                     tokens=message.tokens,
                     loss=message.loss,
                     phase_s=message.phase_s,
+                    unused=lease_to_pb(message.unused),
                 )
             )
         case a.Acknowledge():
-            problems = [pb.Problem(digest=bytes.fromhex(p.digest), reason=p.reason) for p in message.problems]
+            problems = [
+                pb.Problem(digest=bytes.fromhex(p.digest), reason=p.reason, broken=p.broken) for p in message.problems
+            ]
             return pb.MemberMessage(
                 acknowledge=pb.Acknowledge(round=message.round, attempt=message.attempt, problems=problems)
             )
@@ -138,6 +141,8 @@ def member_message_to_pb(message: a.MemberMessage) -> pb.MemberMessage:
             )
         case a.Leave():
             return pb.MemberMessage(leave=pb.Leave(reason=message.reason))
+        case a.Offer():
+            return pb.MemberMessage(offer=_offer_to_pb(message))
 
 
 def member_message_from_pb(message: pb.MemberMessage) -> a.MemberMessage:
@@ -152,7 +157,7 @@ def member_message_from_pb(message: pb.MemberMessage) -> a.MemberMessage:
         case "acknowledge":
             acknowledge = message.acknowledge
             problems = tuple(
-                a.Problem(digest(p.digest, "acknowledge.digest"), text(p.reason))
+                a.Problem(digest(p.digest, "acknowledge.digest"), text(p.reason), p.broken)
                 for p in _bounded(acknowledge.problems, MOST_FRAGMENTS, "acknowledge.problems")
             )
             return a.Acknowledge(acknowledge.round, acknowledge.attempt, problems)
@@ -168,6 +173,8 @@ def member_message_from_pb(message: pb.MemberMessage) -> a.MemberMessage:
             )
         case "leave":
             return a.Leave(text(message.leave.reason))
+        case "offer":
+            return _offer_from_pb(message.offer)
         case _:
             raise WireError("a message with nothing in it, or of a later version")
 
@@ -192,7 +199,26 @@ def _report_from_pb(report: pb.Report) -> a.Report:
         for p in _bounded(report.payloads, MOST_FRAGMENTS, "report.payloads")
     )
     # Any loss: the round goes on without a replica whose loss is not finite, and says so. See rounds._unusable.
-    return a.Report(report.round, payloads, report.tokens, report.loss, _figures(report.phase_s, "report.phase_s"))
+    phase_s = _figures(report.phase_s, "report.phase_s")
+    return a.Report(report.round, payloads, report.tokens, report.loss, phase_s, lease_from_pb(report.unused))
+
+
+def _offer_to_pb(offer: a.Offer) -> pb.Offer:
+    return pb.Offer(
+        round=offer.round,
+        theta_digest=bytes.fromhex(offer.theta_digest),
+        index_digest=bytes.fromhex(offer.index_digest),
+        index_bytes=offer.index_bytes,
+    )
+
+
+def _offer_from_pb(offer: pb.Offer) -> a.Offer:
+    return a.Offer(
+        offer.round,
+        digest(offer.theta_digest, "offer.theta_digest"),
+        digest(offer.index_digest, "offer.index_digest"),
+        offer.index_bytes,
+    )
 
 
 # ---- from the coordinator ----
@@ -217,7 +243,17 @@ def coordinator_message_to_pb(message: a.CoordinatorMessage) -> pb.CoordinatorMe
         case a.CommittedRound():
             return pb.CoordinatorMessage(commit=committed_to_pb(message))
         case a.CatchUp():
-            return pb.CoordinatorMessage(catch_up=pb.CatchUp(committed_round=message.committed_round))
+            sources = [
+                pb.SnapshotSource(offer=_offer_to_pb(s.offer), holders=_holders_to_pb(s.holders))
+                for s in message.snapshots
+            ]
+            return pb.CoordinatorMessage(
+                catch_up=pb.CatchUp(
+                    committed_round=message.committed_round,
+                    snapshots=sources,
+                    damaged_digest=bytes.fromhex(message.damaged_digest),
+                )
+            )
         case a.Finish():
             return pb.CoordinatorMessage(finish=pb.Finish(failure=message.failure))
 
@@ -240,11 +276,20 @@ def coordinator_message_from_pb(message: pb.CoordinatorMessage) -> a.Coordinator
         case "commit":
             return committed_from_pb(message.commit)
         case "catch_up":
-            return a.CatchUp(message.catch_up.committed_round)
+            return _catch_up_from_pb(message.catch_up)
         case "finish":
             return a.Finish(text(message.finish.failure))
         case _:
             raise WireError("a message with nothing in it, or of a later version")
+
+
+def _catch_up_from_pb(catch_up: pb.CatchUp) -> a.CatchUp:
+    sources = tuple(
+        a.SnapshotSource(_offer_from_pb(source.offer), _holders_from_pb(source.holders))
+        for source in _bounded(catch_up.snapshots, MOST_REPLICAS, "catch_up.snapshots")
+    )
+    damaged = catch_up.damaged_digest
+    return a.CatchUp(catch_up.committed_round, sources, digest(damaged, "catch_up.damaged_digest") if damaged else "")
 
 
 def committed_to_pb(committed: a.CommittedRound) -> pb.CommittedRound:

@@ -69,6 +69,11 @@ class Checkpoints:
         self._keep = keep
         self._outer = OUTER if has_all else f"{OUTER}-{replica}"
 
+    @property
+    def folder(self) -> Path:
+        """Where they are kept."""
+        return self._folder
+
     def write(self, snapshot: Snapshot) -> None:
         """Writes it, then deletes this replica's oldest beyond `keep`. After CheckpointError nothing is gone."""
         folder = self._folder / f"round-{snapshot.info.round}"
@@ -84,6 +89,22 @@ class Checkpoints:
                 "earlier checkpoints are untouched. Make room and launch again: the run resumes"
             ) from error
         self._prune()
+
+    def shared_file(self, info: CheckpointInfo) -> Path | None:
+        """The file of what all replicas hold alike after a round; None when it is not there, or is something else."""
+        path = self._folder / f"round-{info.round}" / f"{self._outer}.safetensors"
+        with suppress(SafetensorError, OSError, KeyError, TypeError, ValueError):
+            return path if _info_of(path) == info else None
+        return None
+
+    def discard(self, theta_digest: str) -> None:
+        """Deletes all of this replica's checkpoints, and what was shared of them if it has `theta_digest`."""
+        for number in self._rounds(self._replica):
+            folder = self._folder / f"round-{number}"
+            with suppress(OSError, SafetensorError):
+                (folder / f"{self._replica}.safetensors").unlink(missing_ok=True)
+                if _info_of(folder / f"{self._outer}.safetensors").theta_digest == theta_digest:
+                    (folder / f"{self._outer}.safetensors").unlink()
 
     def newest(self, config_digest: str, not_after: float = math.inf) -> Snapshot | None:
         """The newest checkpoint of this replica that is whole, or None. CheckpointError when it is another run's."""
@@ -101,7 +122,9 @@ class Checkpoints:
     def _read(self, number: int) -> Snapshot:
         folder = self._folder / f"round-{number}"
         info, outer = read_checkpoint(folder / f"{self._outer}.safetensors")
-        _, own = read_checkpoint(folder / f"{self._replica}.safetensors")
+        own_info, own = read_checkpoint(folder / f"{self._replica}.safetensors")
+        if own_info != info:
+            raise ValueError("two replicas wrote it, and held different parameters")
         torch.set_rng_state(own["random"]["cpu"])
         return Snapshot(info, outer["theta"], outer.get("shared", {}), own.get("own", {}), own.get("inner", {}))
 
@@ -143,6 +166,11 @@ def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, dict[str, Ten
             part, _, name = key.partition(":")
             parts.setdefault(part, {})[name] = file.get_tensor(key)
     return info, parts
+
+
+def _info_of(path: Path) -> CheckpointInfo:
+    with safe_open(path, framework="pt") as file:
+        return CheckpointInfo(**json.loads(file.metadata()["dist_train"]))
 
 
 def _prefixed(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -119,6 +119,9 @@ class InnerConfig(_Section):
     lr: float = Field(default=1e-3, gt=0)
     steps: int = Field(default=15, ge=1)
     """H: inner steps in an outer round (`outer.method = "ddp"` exchanges after every one)."""
+    seconds: Seconds | None = None
+    """A replica takes as many inner steps as fit in so many seconds, at least one and at most `steps`, and weighs as
+    much as the tokens that it got through. All take `steps` when left out."""
     batch_tokens: int = Field(default=8192, ge=2)
     """Tokens of one inner step of one replica."""
     micro_batch_tokens: int | None = Field(default=None, ge=2)
@@ -138,6 +141,8 @@ class InnerConfig(_Section):
     """Where the cosine ends, as a share of `lr`."""
 
 
+COORDINATORS_OWN = ("most_replicas", "most_faults")
+"""Keys of [exchange] that may differ from launch to launch, and that nobody but the coordinator reads."""
 Method = Literal["sparseloco", "diloco", "ddp"]
 
 
@@ -195,6 +200,16 @@ class ExchangeConfig(_Section):
     """`direct`: replicas serve their own payloads. `relay`: the coordinator stores and forwards; all dial only it."""
     min_replicas: int = Field(default=1, ge=1)
     """A round never commits with fewer contributions."""
+    most_replicas: int = Field(default=0, ge=0, le=10_000)
+    """So many replicas may take part at once, those of the [[replica]] sections and those that `dist-train join` adds;
+    0: nobody can join. The coordinator alone reads it."""
+    most_faults: int = Field(default=3, ge=1)
+    """A replica whose payloads were broken, or whose parameters were damaged, so often is expelled. Launching again
+    with more pardons it. The coordinator alone reads it."""
+    most_replayed_rounds: int = Field(default=20, ge=0)
+    """A replica that is further behind begins with a snapshot of the others' parameters, and with no error feedback."""
+    work_deadline_s: Seconds = 3600.0
+    """How long a round waits for a report that it can't do without."""
     gather_deadline_s: Seconds = 300.0
     """How long a starting (or restarted) coordinator waits for all replicas before it goes on with those present."""
     publish_deadline_s: Seconds = 60.0
@@ -337,10 +352,18 @@ class Config(_Section):
         processes = [name for replica in self.replica for name in (replica.pipeline or (replica.id,))]
         if shared := sorted({name for name in processes if processes.count(name) > 1}):
             raise ValueError(f'"{shared[0]}" is the name of two machines in [[replica]]; give each its own')
-        if self.exchange.min_replicas > len(ids):
+        most_replicas = self.exchange.most_replicas
+        if self.exchange.min_replicas > max(len(ids), most_replicas):
             raise ValueError(
                 f"exchange.min_replicas = {self.exchange.min_replicas} is more than the {len(ids)} [[replica]] sections"
             )
+        if 0 < most_replicas < len(ids):
+            raise ValueError(
+                f"exchange.most_replicas = {most_replicas} is less than the {len(ids)} [[replica]] sections; "
+                "raise it, or leave it out"
+            )
+        if self.inner.seconds is not None:
+            self._check_windows(self.inner.seconds)
         if self.inner.batch_tokens < self.data.sequence_tokens:
             raise ValueError(
                 f"inner.batch_tokens = {self.inner.batch_tokens} is less than one sequence "
@@ -380,6 +403,20 @@ class Config(_Section):
                 f"{place}: rank_k = {replica.rank_k} is above model.hidden_size = {self.model.hidden_size}; lower it"
             )
 
+    def _check_windows(self, seconds: float) -> None:
+        if self.outer.method == "ddp":
+            raise ValueError(f"inner.seconds = {seconds:g} does nothing under ddp, which exchanges after every step")
+        if self.outer.method == "sparseloco" and self.sparseloco.aggregate != "weighted":
+            raise ValueError(
+                f"inner.seconds = {seconds:g} makes contributions of unequal tokens; "
+                'weigh them: sparseloco.aggregate = "weighted"'
+            )
+        if seconds >= self.exchange.work_deadline_s:
+            raise ValueError(
+                f"inner.seconds = {seconds:g} must be less than exchange.work_deadline_s = "
+                f"{self.exchange.work_deadline_s:g}"
+            )
+
     @property
     def steps_per_round(self) -> int:
         """Inner steps between two exchanges: H, or 1 under ddp."""
@@ -410,11 +447,21 @@ class Config(_Section):
         )
 
     def shared(self) -> dict[str, Any]:
-        """All that must be equal among the members of a run, as JSON: not where files, sockets and devices are."""
+        """All that must be equal among the members of a run, as JSON: not where files, sockets and devices are, and not
+        who the members are.
+        """
         shared = self.model_dump(mode="json")
-        del shared["run"]["directory"], shared["exchange"]["address"], shared["security"], shared["launch"]
-        shared["replica"] = sorted(replica["id"] for replica in shared["replica"])
+        del shared["run"]["directory"], shared["exchange"]["address"], shared["security"]
+        del shared["replica"], shared["launch"]
+        for key in COORDINATORS_OWN:
+            del shared["exchange"][key]
         return shared
+
+    def to_shared_json(self) -> str:
+        """What a newcomer gets to know of the run: all that is shared, and which replicas there are."""
+        document = self.shared() | {"replica": sorted(replica.id for replica in self.replica)}
+        document["exchange"]["most_replicas"] = self.exchange.most_replicas
+        return json.dumps(document)
 
     def digest(self) -> str:
         """SHA-256 (hex) of `shared`."""

@@ -30,6 +30,11 @@ def run_coordinator(config: Config, directory: RunDirectory, on_listening: Calla
         liveness_deadline_s=exchange.liveness_deadline_s,
         most_payload_bytes=exchange.most_payload_bytes,
         reconnect_deadline_s=exchange.reconnect_deadline_s,
+        work_deadline_s=exchange.work_deadline_s,
+        ending_deadline_s=exchange.outage_deadline_s,
+        most_replicas=exchange.most_replicas,
+        most_faults=exchange.most_faults,
+        most_replayed_rounds=exchange.most_replayed_rounds,
     )
     with Ledger(directory.ledger(COORDINATOR), COORDINATOR) as ledger:
         asyncio.run(
@@ -42,6 +47,7 @@ def run_coordinator(config: Config, directory: RunDirectory, on_listening: Calla
                 ledger=ledger,
                 metrics=directory.metrics,
                 relay_store=PayloadStore(directory.payloads(COORDINATOR)) if exchange.route == "relay" else None,
+                shared_config=config.to_shared_json(),
                 on_listening=on_listening,
             )
         )

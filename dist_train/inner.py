@@ -130,6 +130,11 @@ class InnerOptimizer:
         """Health of the inner steps since it was last asked, for the metrics."""
         return {}
 
+    def forget(self) -> None:
+        """Goes back to the state before the first step, but for `global_step`."""
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
+
     def state_tensors(self) -> dict[str, Tensor]:
         """The whole state, for a checkpoint: `PARAMETER/KEY` -> tensor, and `global_step`. Not copied."""
         states = {p: state for optimizer in self._optimizers for p, state in optimizer.state.items()}

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -115,14 +115,17 @@ class OuterMethod(ABC):
         layout = self.layouts[fragment]
         return layout.unpack(aggregate(updates, weights, self._rule, layout.num_values, self._guard))  # (5)
 
-    def digest(self) -> str:
-        """SHA-256 (hex) over the bytes of theta: equal on all replicas after every round. All ranks call it."""
-        theta, digests = self.theta(), dict[str, bytes]()
-        for fragment in self.needed:
-            part = hashlib.sha256()
-            for name in self.fragments[fragment]:
-                part.update(theta[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
-            digests[fragment] = part.digest()
+    def digest(self, theta: Mapping[str, Tensor] | None = None, shared: Mapping[str, Tensor] | None = None) -> str:
+        """SHA-256 (hex) over the bytes of theta and of the outer momentum: equal on all replicas after every round.
+
+        Of these `theta` and `shared`, or of what the replica has. All ranks call it.
+        """
+        theta = self.theta() if theta is None else theta
+        shared = self.shared_state() if shared is None else shared
+        digests = dict[str, bytes]()
+        for fragment, named in ((fragment, self.fragments[fragment]) for fragment in self.needed):
+            momenta = [shared[name] for name in named if name in shared]
+            digests[fragment] = _digest_of([*(theta[name] for name in named), *momenta])
         return self.duties.agreed_digest(digests)
 
     def _share(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -152,6 +155,13 @@ class LocalStart:
     def figures(self) -> dict[str, float]:
         """Health of the bond, for the metrics."""
         return {}
+
+
+def _digest_of(tensors: Iterable[Tensor]) -> bytes:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 class PseudoGradientMethod(OuterMethod):
@@ -277,6 +287,14 @@ class GradientMethod(OuterMethod):
         self._share({f: {n: p.grad for n, p in ps.items() if p.grad is not None} for f, ps in self.fragments.items()})
         self._inner.step()
 
+    def shared_state(self) -> dict[str, Tensor]:
+        """The inner optimizer's: all take the same steps."""
+        return self._inner.state_tensors()
+
+    def _load(self, shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+        del own
+        self._inner.load_state_tensors(shared)
+
     def theta(self) -> dict[str, Tensor]:
         """The model's parameters."""
         return {name: p.detach() for fragment in self.needed for name, p in self.fragments[fragment].items()}
@@ -311,8 +329,9 @@ def outer_method(
     if outer.method == "ddp":
         return GradientMethod(model, codec, guard, inner, duties)
     if outer.method == "diloco":
+        rule: Rule = "mean" if config.inner.seconds is None else "weighted"
         return PseudoGradientMethod(
-            model, codec, "mean", guard,
+            model, codec, rule, guard,
             alpha=config.outer_lr, momentum=outer.momentum, error_decay=None, duties=duties, start=start,
         )  # fmt: skip
     return PseudoGradientMethod(

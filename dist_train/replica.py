@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from comms import failpoints
-from comms.agreement import CatchUp, CommittedRound, Finish, Join, RoundPlan
+from comms.agreement import CatchUp, CommittedRound, Finish, Join, Leave, RoundPlan
 from comms.crew import CrewTransport
 from comms.errors import RunFailed
 from comms.grpc_transport import GrpcTransport, TransportSettings
@@ -19,6 +18,7 @@ from comms.ledger import Ledger
 from comms.store import PayloadStore
 from compression.codec import Codec
 from compression.registry import prepare
+from dist_train.catch_up import catch_up
 from dist_train.checkpoint import CheckpointError, CheckpointInfo, Checkpoints, Snapshot
 from dist_train.config import Config, ConfigError, ReplicaConfig
 from dist_train.data.corpus import Corpus, open_corpus
@@ -26,7 +26,7 @@ from dist_train.data.stream import Stream
 from dist_train.enlist import Enlist, enlist
 from dist_train.model import fragment_shapes, model_vocab_size
 from dist_train.outer import outer_method
-from dist_train.round import Replica, follow, take_part
+from dist_train.round import Damaged, Replica, follow, take_part
 from dist_train.run_directory import RunDirectory, alone_in, write_atomically
 from dist_train.seat import num_parameters, seat_of
 from dist_train.security import security_of
@@ -81,7 +81,13 @@ def run_replica(
             _resume(replica, checkpoints)
             replica.theta_digest = outer.digest()
             transport.join(_introduction(replica, own.address))
+            if replica.round:
+                _lend(replica, checkpoints)
             _follow(replica, checkpoints, ledger)
+        except (KeyboardInterrupt, SystemExit):
+            if crew.rank == 0:
+                own.send(Leave("it was told to end"))
+            raise
         finally:
             transport.close()
 
@@ -93,14 +99,14 @@ def _follow(replica: Replica, checkpoints: Checkpoints, ledger: Ledger) -> None:
         before = replica.round
         match replica.transport.receive():
             case RoundPlan(round=number) as plan if number == replica.round + 1:
-                take_part(replica, plan)
+                try:
+                    take_part(replica, plan)
+                except Damaged as damaged:
+                    catch_up(replica, damaged.order, checkpoints)
             case CommittedRound(round=number) as committed if number == replica.round + 1:
                 follow(replica, committed)
-            case CatchUp(committed_round):
-                _log.info("catching up from round %d to %d", replica.round, committed_round)
-                for committed in replica.transport.history(replica.round):
-                    failpoints.reach("during-catch-up", committed.round)
-                    follow(replica, committed)
+            case CatchUp() as order:
+                catch_up(replica, order, checkpoints)
             case Finish(failure):
                 if failure:
                     raise RunFailed(failure)
@@ -110,6 +116,7 @@ def _follow(replica: Replica, checkpoints: Checkpoints, ledger: Ledger) -> None:
         if replica.round > before:
             if replica.round == replica.config.rounds or replica.round // every > before // every:
                 checkpoints.write(_snapshot(replica))
+                _lend(replica, checkpoints)
             ledger.flush(replica.round)
 
 
@@ -126,17 +133,28 @@ def _resume(replica: Replica, checkpoints: Checkpoints) -> None:
         raise CheckpointError(f"this rank has no checkpoint of round {agreed_round}, from which the others can resume")
     try:
         replica.outer.load(snapshot.theta, snapshot.shared, snapshot.own)
-        replica.inner.load_state_tensors(snapshot.inner)
+        if snapshot.inner:
+            replica.inner.load_state_tensors(snapshot.inner)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(f"the checkpoint of round {snapshot.info.round} does not fit the model: {error}") from error
     replica.round = snapshot.info.round
     _log.info("resuming from the checkpoint of round %d", replica.round)
 
 
+def _lend(replica: Replica, checkpoints: Checkpoints) -> None:
+    """Lends the newest checkpoint's part that all replicas hold alike to those who have to catch up."""
+    if (shared := checkpoints.shared_file(_info(replica))) is not None:
+        replica.transport.offer(replica.round, replica.theta_digest, shared)
+
+
 def _snapshot(replica: Replica) -> Snapshot:
-    info = CheckpointInfo(replica.round, replica.config.digest(), replica.theta_digest)
     outer = replica.outer
-    return Snapshot(info, outer.theta(), outer.shared_state(), outer.own_state(), replica.inner.state_tensors())
+    inner = replica.inner.state_tensors() if outer.remembers else {}  # else it is what all share
+    return Snapshot(_info(replica), outer.theta(), outer.shared_state(), outer.own_state(), inner)
+
+
+def _info(replica: Replica) -> CheckpointInfo:
+    return CheckpointInfo(replica.round, replica.config.digest(), replica.theta_digest)
 
 
 def _introduction(replica: Replica, address: str) -> Join:

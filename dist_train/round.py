@@ -13,6 +13,8 @@ manifest) for everybody, or not at all; nothing is applied before that. Three ki
     one that took part      train, publish, agree, apply
     one that watched        apply                           it has no lease: it joined late (`follow`)
     one that resumes        train, (no publish), apply      it had a lease, and has lost its work (`follow`)
+
+A replica that learns in the middle of a round that its parameters are damaged gives the round up (`Damaged`).
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from comms.leases import Lease
 from comms.transport import Transport
 from compression.codec import PayloadError, Update
 from dist_train.config import Config
-from dist_train.data.batches import batches_of, validation_batches
+from dist_train.data.batches import Batch, batches_of, validation_batches, window_batches
 from dist_train.data.stream import Stream
 from dist_train.inner import InnerOptimizer
 from dist_train.outer import OuterMethod
@@ -64,12 +66,22 @@ class Replica:
     theta_digest: str
 
 
+class Damaged(Exception):  # noqa: N818 - what the replica is, not what went wrong
+    """The replica's parameters are not the others': it has to do `order` instead."""
+
+    def __init__(self, order: CatchUp) -> None:
+        super().__init__("the parameters are damaged")
+        self.order = order
+
+
 @dataclass
 class Work:
     """What a replica brings to a round: its report in the making."""
 
     tokens: int
     loss: float
+    unused: Lease = ()
+    """What of the lease it did not get to."""
     phase_s: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -84,7 +96,7 @@ class Work:
 
 def take_part(replica: Replica, plan: RoundPlan) -> None:
     """A whole round of a replica that has a lease in it."""
-    work = train(replica, plan.round, plan.lease)
+    work = train(replica, plan.round, plan.lease, window_s=replica.config.inner.seconds)
     publish(replica, plan.round, work)
     mail = Mail(replica)
     committed = agree(replica, plan.round, mail, work)
@@ -108,14 +120,22 @@ def follow(replica: Replica, committed: CommittedRound) -> None:
 # ---- the four phases ----
 
 
-def train(replica: Replica, round_number: int, lease: Lease) -> Work:
-    """H inner steps on the lease's documents, from theta. Under DDP: the gradient of one batch, and no step."""
-    steps = replica.config.steps_per_round
-    replica.inner.global_step = (round_number - 1) * steps
+def train(replica: Replica, round_number: int, lease: Lease, window_s: float | None = None) -> Work:
+    """H inner steps on the lease's documents, from theta; as many as fit in `window_s`, and all where it is None.
+
+    What a window cut off is not in the committed lease, so that to redo a round is to train on all of that. Under DDP:
+    the gradient of one batch, and no step.
+    """
+    replica.inner.global_step = (round_number - 1) * replica.config.steps_per_round
     tokens, loss_sum, targets = 0, 0.0, 0
-    work = Work(0, 0.0)
+    work, started_s, taken = Work(0, 0.0), time.monotonic(), 0
     with work.timed("compute"):
-        for batch in batches_of(replica.stream, lease, steps):
+        for batch, rest in _batches(replica, lease):
+            if window_s is not None and taken:
+                fits = (time.monotonic() - started_s) * (taken + 1) / taken <= window_s
+                if not replica.outer.duties.crew.least(int(fits)):
+                    break
+            taken, work.unused = taken + 1, rest
             loss = replica.inner.accumulate(batch)
             if replica.outer.remembers:
                 replica.inner.step()
@@ -125,6 +145,14 @@ def train(replica: Replica, round_number: int, lease: Lease) -> Work:
     work.tokens, work.loss = tokens, loss_sum / max(1, targets)
     _log.info("round %d: trained on %d tokens, loss %.4f", round_number, tokens, work.loss)
     return work
+
+
+def _batches(replica: Replica, lease: Lease) -> Iterator[tuple[Batch, Lease]]:
+    """The batches of a lease, and what of it is left after each."""
+    inner, steps = replica.config.inner, replica.config.steps_per_round
+    if inner.seconds is not None:
+        return window_batches(replica.stream, lease, steps, inner.batch_tokens)
+    return ((batch, ()) for batch in batches_of(replica.stream, lease, steps))
 
 
 def publish(replica: Replica, round_number: int, work: Work) -> None:
@@ -138,7 +166,8 @@ def publish(replica: Replica, round_number: int, work: Work) -> None:
             payloads.append(replica.transport.publish(round_number, fragment, encoded))
     with work.timed("publish"):
         replica.transport.finish_publishing()
-    replica.transport.send(Report(round_number, tuple(payloads), work.tokens, work.loss, dict(work.phase_s)))
+    report = Report(round_number, tuple(payloads), work.tokens, work.loss, dict(work.phase_s), work.unused)
+    replica.transport.send(report)
     _log.info("round %d: published %d bytes", round_number, sum(payload.num_bytes for payload in payloads))
     work.phase_s.clear()
     failpoints.reach("after-publish", round_number)
@@ -157,6 +186,8 @@ def agree(replica: Replica, round_number: int, mail: Mail, work: Work) -> Commit
                 replica.transport.send(Acknowledge(number, message.attempt, problems))
             case CommittedRound(round=number) if number == round_number:
                 return message
+            case CatchUp(damaged_digest=replica.theta_digest):
+                raise Damaged(message)
             case CatchUp(committed_round) if committed_round >= round_number:
                 # It was committed, and the coordinator, or this replica, was away before that was said.
                 return replica.transport.history(round_number - 1)[0]
@@ -210,7 +241,7 @@ class Mail:
         """Gets what this rank needs and has not yet; says what can't be had, or is not what its fragment allows."""
         outer = self._replica.outer
         problems = [
-            Problem(entry.digest, f"{entry.replica} sent {entry.fragment}, which this model does not have")
+            Problem(entry.digest, f"{entry.replica} sent {entry.fragment}, which this model does not have", broken=True)
             for entry in manifest
             if not outer.has(entry.fragment)
         ]
@@ -232,5 +263,5 @@ class Mail:
         try:
             self._updates[entry.digest] = outer.codec.decode(payload, outer.layouts[entry.fragment])
         except PayloadError as error:
-            return Problem(entry.digest, f"{entry.fragment} of {entry.replica}: {error}")
+            return Problem(entry.digest, f"{entry.fragment} of {entry.replica}: {error}", broken=True)
         return None

@@ -108,6 +108,40 @@ def launch(
 
 
 @app.command()
+def join(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Where the run's coordinator is, HOST:PORT.")],
+    *,
+    name: Annotated[str | None, typer.Option("--id", help="The replica's name; this machine's when left out.")] = None,
+    directory: Annotated[Path | None, typer.Option("--directory", help="Where it is kept; runs/RUN-ID if not.")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1.")] = "auto",
+    certificates: Annotated[Path | None, typer.Option("--certificates", help="This member's, for a tls run.")] = None,
+    token: Annotated[
+        Path | None, typer.Option("--token", help="The run's token; CERTIFICATES/run.token if not.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="The run says security.mode = insecure.")] = False,
+) -> None:
+    """Add this machine to a running run, as one more replica. Ctrl-C leaves it.
+
+    Example: dist-train join 10.0.0.1:7000 --id garage --certificates certs
+
+    The run must have room: exchange.most_replicas. Joining again with the same directory goes on where it stopped.
+    """
+    from launcher import join as joining
+
+    who = joining.newcomer(address, name, device, certificates, token, insecure=insecure)
+    config, run_directory = joining.prepare(who, directory)
+    typer.echo(f"joining {config.run.name} at {address} as {who.id}, in {run_directory.path}")
+
+    def body() -> None:
+        from dist_train.replica import run_replica
+
+        run_replica(config, run_directory, who.id, address)
+
+    _run_member(who.id, body, lifeline=False)
+    typer.echo(f"{config.run.name} is complete")
+
+
+@app.command()
 def report(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Show what a run did and what it sent: loss, rounds, traffic by kind against prediction and baselines.
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/payload.proto\x12\rdist_train.v1\"Z\n\nGetRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0f\n\x07replica\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0c\n\x04kind\x18\x05 \x01(\t\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"g\n\nPutRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.dist_train.v1.PutHeaderH\x00\x12%\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x14.dist_train.v1.ChunkH\x00\x42\x06\n\x04part\"\\\n\tPutHeader\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07replica\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0c\n\x04kind\x18\x05 \x01(\t\"\n\n\x08PutReply2\x81\x01\n\x08Payloads\x12\x38\n\x03Get\x12\x19.dist_train.v1.GetRequest\x1a\x14.dist_train.v1.Chunk0\x01\x12;\n\x03Put\x12\x19.dist_train.v1.PutRequest\x1a\x17.dist_train.v1.PutReply(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/payload.proto\x12\rdist_train.v1\"Z\n\nGetRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0f\n\x07replica\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0c\n\x04kind\x18\x05 \x01(\t\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"g\n\nPutRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.dist_train.v1.PutHeaderH\x00\x12%\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x14.dist_train.v1.ChunkH\x00\x42\x06\n\x04part\"\\\n\tPutHeader\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07replica\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0c\n\x04kind\x18\x05 \x01(\t\"\n\n\x08PutReply\";\n\rSnapshotIndex\x12*\n\x05parts\x18\x01 \x03(\x0b\x32\x1b.dist_train.v1.SnapshotPart\"1\n\x0cSnapshotPart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x32\x81\x01\n\x08Payloads\x12\x38\n\x03Get\x12\x19.dist_train.v1.GetRequest\x1a\x14.dist_train.v1.Chunk0\x01\x12;\n\x03Put\x12\x19.dist_train.v1.PutRequest\x1a\x17.dist_train.v1.PutReply(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUTHEADER']._serialized_end=351
   _globals['_PUTREPLY']._serialized_start=353
   _globals['_PUTREPLY']._serialized_end=363
-  _globals['_PAYLOADS']._serialized_start=366
-  _globals['_PAYLOADS']._serialized_end=495
+  _globals['_SNAPSHOTINDEX']._serialized_start=365
+  _globals['_SNAPSHOTINDEX']._serialized_end=424
+  _globals['_SNAPSHOTPART']._serialized_start=426
+  _globals['_SNAPSHOTPART']._serialized_end=475
+  _globals['_PAYLOADS']._serialized_start=478
+  _globals['_PAYLOADS']._serialized_end=607
 # @@protoc_insertion_point(module_scope)

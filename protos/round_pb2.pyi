@@ -32,6 +32,7 @@ class MemberMessage(_message.Message):
     ACKNOWLEDGE_FIELD_NUMBER: _builtins.int
     APPLIED_FIELD_NUMBER: _builtins.int
     LEAVE_FIELD_NUMBER: _builtins.int
+    OFFER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___Join: ...
     @_builtins.property
@@ -44,6 +45,8 @@ class MemberMessage(_message.Message):
     def applied(self) -> Global___Applied: ...
     @_builtins.property
     def leave(self) -> Global___Leave: ...
+    @_builtins.property
+    def offer(self) -> Global___Offer: ...
     def __init__(
         self,
         *,
@@ -53,12 +56,13 @@ class MemberMessage(_message.Message):
         acknowledge: Global___Acknowledge | None = ...,
         applied: Global___Applied | None = ...,
         leave: Global___Leave | None = ...,
+        offer: Global___Offer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge", b"acknowledge", "applied", b"applied", "heartbeat", b"heartbeat", "join", b"join", "leave", b"leave", "message", b"message", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge", b"acknowledge", "applied", b"applied", "heartbeat", b"heartbeat", "join", b"join", "leave", b"leave", "message", b"message", "offer", b"offer", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge", b"acknowledge", "applied", b"applied", "heartbeat", b"heartbeat", "join", b"join", "leave", b"leave", "message", b"message", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge", b"acknowledge", "applied", b"applied", "heartbeat", b"heartbeat", "join", b"join", "leave", b"leave", "message", b"message", "offer", b"offer", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["join", "heartbeat", "report", "acknowledge", "applied", "leave"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["join", "heartbeat", "report", "acknowledge", "applied", "leave", "offer"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -174,6 +178,7 @@ class Report(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     PHASE_S_FIELD_NUMBER: _builtins.int
+    UNUSED_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     tokens: _builtins.int
     """Tokens that the replica trained on in this round."""
@@ -185,6 +190,10 @@ class Report(_message.Message):
     def phase_s(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Seconds spent so far in this round, by phase: compute, encode, publish."""
 
+    @_builtins.property
+    def unused(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
+        """What of its lease the replica did not get to (inner.seconds): goes back when the round commits."""
+
     def __init__(
         self,
         *,
@@ -193,10 +202,11 @@ class Report(_message.Message):
         tokens: _builtins.int = ...,
         loss: _builtins.float = ...,
         phase_s: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        unused: _abc.Iterable[Global___Segment] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "payloads", b"payloads", "phase_s", b"phase_s", "round", b"round", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "payloads", b"payloads", "phase_s", b"phase_s", "round", b"round", "tokens", b"tokens", "unused", b"unused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -261,18 +271,22 @@ class Problem(_message.Message):
 
     DIGEST_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    BROKEN_FIELD_NUMBER: _builtins.int
     digest: _builtins.bytes
     reason: _builtins.str
     """One line for a person."""
+    broken: _builtins.bool
+    """The payload is here and is not what its fragment allows; else it just can't be had."""
     def __init__(
         self,
         *,
         digest: _builtins.bytes = ...,
         reason: _builtins.str = ...,
+        broken: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken", b"broken", "digest", b"digest", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -381,6 +395,38 @@ class Leave(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Leave: _TypeAlias = Leave  # noqa: Y015
+
+@_typing.final
+class Offer(_message.Message):
+    """The replica serves a snapshot: a file with the outer parameters after a round, and what else all replicas hold alike."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    THETA_DIGEST_FIELD_NUMBER: _builtins.int
+    INDEX_DIGEST_FIELD_NUMBER: _builtins.int
+    INDEX_BYTES_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    theta_digest: _builtins.bytes
+    """Digest of the outer parameters in it."""
+    index_digest: _builtins.bytes
+    """A payload that lists the snapshot's parts: see SnapshotIndex in payload.proto."""
+    index_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        theta_digest: _builtins.bytes = ...,
+        index_digest: _builtins.bytes = ...,
+        index_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_bytes", b"index_bytes", "index_digest", b"index_digest", "round", b"round", "theta_digest", b"theta_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Offer: _TypeAlias = Offer  # noqa: Y015
 
 @_typing.final
 class CoordinatorMessage(_message.Message):
@@ -677,19 +723,55 @@ class CatchUp(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COMMITTED_ROUND_FIELD_NUMBER: _builtins.int
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    DAMAGED_DIGEST_FIELD_NUMBER: _builtins.int
     committed_round: _builtins.int
+    damaged_digest: _builtins.bytes
+    """Digest of parameters that are damaged: a replica that holds them forgets all it has. Empty: nothing is damaged."""
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotSource]:
+        """Snapshots to begin with rather than with the replica's own state, best first. None: it is near enough."""
+
     def __init__(
         self,
         *,
         committed_round: _builtins.int = ...,
+        snapshots: _abc.Iterable[Global___SnapshotSource] | None = ...,
+        damaged_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_round", b"committed_round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_round", b"committed_round", "damaged_digest", b"damaged_digest", "snapshots", b"snapshots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CatchUp: _TypeAlias = CatchUp  # noqa: Y015
+
+@_typing.final
+class SnapshotSource(_message.Message):
+    """A snapshot that can be had, and from whom."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFER_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def offer(self) -> Global___Offer: ...
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]: ...
+    def __init__(
+        self,
+        *,
+        offer: Global___Offer | None = ...,
+        holders: _abc.Iterable[Global___Holder] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["offer", b"offer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holders", b"holders", "offer", b"offer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotSource: _TypeAlias = SnapshotSource  # noqa: Y015
 
 @_typing.final
 class Finish(_message.Message):
@@ -731,6 +813,47 @@ class HistoryRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HistoryRequest: _TypeAlias = HistoryRequest  # noqa: Y015
+
+@_typing.final
+class DescribeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeRequest: _TypeAlias = DescribeRequest  # noqa: Y015
+
+@_typing.final
+class DescribeReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    config: _builtins.str
+    """The part of the run's config that all members share, JSON."""
+    config_digest: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        config: _builtins.str = ...,
+        config_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "config_digest", b"config_digest", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeReply: _TypeAlias = DescribeReply  # noqa: Y015
 
 @_typing.final
 class StatusRequest(_message.Message):

@@ -44,6 +44,11 @@ class RoundsStub:
                 request_serializer=protos_dot_round__pb2.HistoryRequest.SerializeToString,
                 response_deserializer=protos_dot_round__pb2.CommittedRound.FromString,
                 _registered_method=True)
+        self.Describe = channel.unary_unary(
+                '/dist_train.v1.Rounds/Describe',
+                request_serializer=protos_dot_round__pb2.DescribeRequest.SerializeToString,
+                response_deserializer=protos_dot_round__pb2.DescribeReply.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/dist_train.v1.Rounds/Status',
                 request_serializer=protos_dot_round__pb2.StatusRequest.SerializeToString,
@@ -75,6 +80,13 @@ class RoundsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Describe(self, request, context):
+        """What the members of the run have agreed on, for a machine that wants to join it and knows nothing but this address.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """What the run is doing now, for people and for the launcher. Changes nothing.
         """
@@ -101,6 +113,11 @@ def add_RoundsServicer_to_server(servicer, server):
                     servicer.History,
                     request_deserializer=protos_dot_round__pb2.HistoryRequest.FromString,
                     response_serializer=protos_dot_round__pb2.CommittedRound.SerializeToString,
+            ),
+            'Describe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=protos_dot_round__pb2.DescribeRequest.FromString,
+                    response_serializer=protos_dot_round__pb2.DescribeReply.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -167,6 +184,33 @@ class Rounds:
             '/dist_train.v1.Rounds/History',
             protos_dot_round__pb2.HistoryRequest.SerializeToString,
             protos_dot_round__pb2.CommittedRound.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dist_train.v1.Rounds/Describe',
+            protos_dot_round__pb2.DescribeRequest.SerializeToString,
+            protos_dot_round__pb2.DescribeReply.FromString,
             options,
             channel_credentials,
             insecure,

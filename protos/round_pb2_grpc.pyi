@@ -40,6 +40,8 @@ class RoundsStub:
     """
     History: _grpc.UnaryStreamMultiCallable[_round_pb2.HistoryRequest, _round_pb2.CommittedRound]
     """The rounds that were committed after `after_round`, oldest first: what a replica that was away applies to catch up."""
+    Describe: _grpc.UnaryUnaryMultiCallable[_round_pb2.DescribeRequest, _round_pb2.DescribeReply]
+    """What the members of the run have agreed on, for a machine that wants to join it and knows nothing but this address."""
     Status: _grpc.UnaryUnaryMultiCallable[_round_pb2.StatusRequest, _round_pb2.StatusReply]
     """What the run is doing now, for people and for the launcher. Changes nothing."""
     Stop: _grpc.UnaryUnaryMultiCallable[_round_pb2.StopRequest, _round_pb2.StopReply]
@@ -55,6 +57,8 @@ class RoundsAsyncStub(RoundsStub):
     """
     History: _aio.UnaryStreamMultiCallable[_round_pb2.HistoryRequest, _round_pb2.CommittedRound]  # type: ignore[assignment]
     """The rounds that were committed after `after_round`, oldest first: what a replica that was away applies to catch up."""
+    Describe: _aio.UnaryUnaryMultiCallable[_round_pb2.DescribeRequest, _round_pb2.DescribeReply]  # type: ignore[assignment]
+    """What the members of the run have agreed on, for a machine that wants to join it and knows nothing but this address."""
     Status: _aio.UnaryUnaryMultiCallable[_round_pb2.StatusRequest, _round_pb2.StatusReply]  # type: ignore[assignment]
     """What the run is doing now, for people and for the launcher. Changes nothing."""
     Stop: _aio.UnaryUnaryMultiCallable[_round_pb2.StopRequest, _round_pb2.StopReply]  # type: ignore[assignment]
@@ -79,6 +83,14 @@ class RoundsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_round_pb2.CommittedRound], _abc.AsyncIterator[_round_pb2.CommittedRound]]:
         """The rounds that were committed after `after_round`, oldest first: what a replica that was away applies to catch up."""
+
+    @_abc_1.abstractmethod
+    def Describe(
+        self,
+        request: _round_pb2.DescribeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_round_pb2.DescribeReply, _abc.Awaitable[_round_pb2.DescribeReply]]:
+        """What the members of the run have agreed on, for a machine that wants to join it and knows nothing but this address."""
 
     @_abc_1.abstractmethod
     def Status(

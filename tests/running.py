@@ -101,7 +101,7 @@ def run(config: Config, beside: Callable[[str, threading.Event], None] | None = 
         for rank in range(replica.ranks):
             joined = partial(_joined, meeting_point, rank, replica.ranks) if replica.ranks > 1 else None
             work = guarded(partial(run_replica, config, directory, replica.id, address[0], rank=rank, join_crew=joined))
-            threads.append(threading.Thread(target=work, daemon=True))
+            threads.append(threading.Thread(target=work, daemon=True, name=replica.id))
             threads[-1].start()
     for thread in threads:
         thread.join(PATIENCE_S)

@@ -1,19 +1,21 @@
 """Batches: the pieces of one inner step, packed one after the other without padding.
 
 lease -> pieces in stream order -> `steps` runs of nearly equal tokens -> each sorted by length and packed
+                                -> under `inner.seconds`: runs of `inner.batch_tokens`, as many as there is time for
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from comms.leases import tail
 from dist_train.data.pieces import Pieces, balanced_parts
 
 if TYPE_CHECKING:
@@ -71,6 +73,22 @@ def batches_of(stream: Stream, lease: Lease, steps: int) -> Iterator[Batch]:
     for part in balanced_parts(stream.pieces_of(lease), steps):
         if len(part):
             yield _packed(stream.corpus, part)
+
+
+def window_batches(stream: Stream, lease: Lease, most_steps: int, batch_tokens: int) -> Iterator[tuple[Batch, Lease]]:
+    """The pieces of `lease` in batches of nearly `batch_tokens`, and after each what is left of the lease.
+
+    Where a batch ends depends on what lies before it alone. So the batches of a lease without what was left after the
+    k-th are the first k batches of the whole lease: who does a cut-off round again takes the same steps.
+    """
+    pieces = stream.pieces_of(lease)
+    ends = np.cumsum(pieces.lengths)
+    batch_of_piece = np.minimum((2 * ends - pieces.lengths) // (2 * batch_tokens), most_steps - 1)
+    bounds = np.flatnonzero(np.diff(batch_of_piece, prepend=-1)).tolist()
+    places = stream.places_of(lease)
+    for first, last in pairwise([*bounds, len(pieces)]):
+        rest = tail(lease, *places[last]) if last < len(pieces) else ()
+        yield _packed(stream.corpus, pieces[first:last]), rest
 
 
 def micro_batches(batch: Batch, most_tokens: int | None) -> list[Batch]:

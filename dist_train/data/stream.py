@@ -62,6 +62,15 @@ class Stream:
             owned.append(epoch.order[first:last])
         return self.corpus.training[np.concatenate(owned)]
 
+    def places_of(self, lease: Lease) -> list[tuple[int, int]]:
+        """Epoch and position in its stream of the first token of each of those pieces, in the same order."""
+        places = list[tuple[int, int]]()
+        for segment in sorted(lease):
+            starts = self._epoch(segment.epoch).starts
+            first, last = np.searchsorted(starts, [segment.start, segment.stop])
+            places += [(segment.epoch, position) for position in starts[first:last].tolist()]
+        return places
+
     def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:
             order = random_order(len(self.corpus.training), self._seed, number)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from comms.leases import Lease, LeaseBook, Segment, merge
+from comms.leases import Lease, LeaseBook, Segment, merge, tail, without
 
 EPOCH_TOKENS = 50
 sizes = st.integers(1, 120)
@@ -103,3 +103,21 @@ def test_merge_keeps_every_token_and_leaves_no_neighbours(parts: list[Segment]) 
     assert sorted(tokens_of(merged)) == sorted(tokens_of(tuple(parts)))
     assert list(merged) == sorted(merged)
     assert merge(merged) == merged
+
+
+@given(st.data())
+def test_a_lease_is_what_was_trained_and_the_rest_behind_it(data: st.DataObject) -> None:
+    book = LeaseBook(EPOCH_TOKENS)
+    for _ in range(data.draw(st.integers(0, 3))):
+        book, _ = book.grant(data.draw(sizes))
+    book, lease = book.grant(data.draw(sizes))
+    place = data.draw(st.sampled_from(tokens_of(lease)))
+    rest = tail(lease, *place)
+    assert tokens_of(rest) == [token for token in tokens_of(lease) if token >= place]
+    assert tokens_of(without(lease, rest)) == [token for token in tokens_of(lease) if token < place]
+
+
+@pytest.mark.parametrize("rest", [(Segment(0, 9, 11),), (Segment(1, 3, 4),), (Segment(0, 3, 4), Segment(0, 5, 6))])
+def test_what_is_not_of_a_lease_cannot_be_taken_from_it(rest: Lease) -> None:
+    with pytest.raises(ValueError, match="not in the lease|are not a rest"):
+        without((Segment(0, 0, 10),), rest)

@@ -51,7 +51,7 @@ def with_peer(folder: Path, service: pb_grpc.PayloadsServicer, work: Work) -> No
 
 def with_store(folder: Path, work: Work, *, accepts_puts: bool = True) -> PayloadStore:
     """Runs `work` against a service whose ledger is `a.jsonl`; returns its store."""
-    store, uploads = PayloadStore(folder / "a"), Uploads(("b",), 2**30, lambda: 7)
+    store, uploads = PayloadStore(folder / "a"), Uploads(lambda: ("b",), 2**30, lambda: 7)
     with Ledger(folder / "a.jsonl", "a") as ledger:
         with_peer(folder, PayloadService(store, ledger, uploads if accepts_puts else None), work)
     return store

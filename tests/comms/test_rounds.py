@@ -15,12 +15,14 @@ from comms.agreement import (
     CommittedRound,
     Finish,
     Join,
+    Offer,
     Problem,
     Proposal,
     Refusal,
     Report,
     RoundPlan,
 )
+from comms.leases import Segment
 from comms.rounds import advance, next_deadline_s
 from comms.run_state import Alive, Heard, Phase, RunState, Send, Ticked
 from tests.comms.world import CONFIG, CORPUS, World, rules, sha
@@ -634,31 +636,48 @@ def test_a_clock_that_began_anew_does_not_end_a_run_early() -> None:
 # ---- digests ----
 
 
-def test_a_minority_with_other_parameters_is_refused_by_name_and_the_round_goes_on() -> None:
-    world = working()
-    world["b"].damage = "a bit flipped"
-    world.act()
-    assert "'b' holds" in world["b"].refused
-    assert "delete its checkpoints" in world["b"].refused
-    assert phase(world) is Phase.DONE
-    assert contributors(world)[1:] == ["ac", "ac"]
-
-
-def test_a_damaged_replica_that_comes_back_as_it_was_is_refused_again() -> None:
-    """The machine took it out of the members, then looked it up among them."""
-    world = working()
-    world["b"].damage = "a bit flipped"
-    while not world["b"].refused:
+def test_a_minority_with_other_parameters_is_named_healed_and_takes_part_again() -> None:
+    world = working(rounds=5)
+    while len(world.history) < 2:
         for name in "abc":
             world.act_once(name)
-    world.start("b")
-    world.say("b")
-    world.hear("b")
-    assert "damaged" in world["b"].refused
-    world["b"].damage, world["b"].saved = "", []
-    world.start("b")
+    world["b"].damage = "a bit flipped"
     world.act()
-    assert world["b"].mode == "ended", "its checkpoints deleted, it catches up"
+    assert left_out(world)["b"] == "its parameters differ from the others'"
+    assert world.state.faults["b"][0].startswith("it held ")
+    assert phase(world) is Phase.DONE
+    assert contributors(world)[0] == contributors(world)[-1] == "abc"
+    assert len({replica.theta_digest for replica in world.replicas.values()}) == 1
+    orders = [message for message in world["b"].heard if isinstance(message, CatchUp) and message.damaged_digest]
+    assert len(orders) == 1, "healed once"
+    assert orders[0].snapshots, "from a snapshot of the others"
+
+
+def test_a_damaged_replica_is_healed_although_its_stream_breaks_before_it_hears_of_it() -> None:
+    """It said again what it held, and that was a second fault."""
+    world = working(rounds=4)
+    world["b"].damage = "a bit flipped"
+    while "b" not in world.state.damaged:
+        for name in "abc":
+            world.act_once(name)
+    world.cut("b")
+    world.connect("b")
+    world.act()
+    assert len(world.state.faults["b"]) == 1
+    assert len({replica.theta_digest for replica in world.replicas.values()}) == 1
+
+
+def test_a_replica_whose_memory_fails_again_and_again_is_expelled_by_name() -> None:
+    world = working(rounds=9)
+    world["b"].is_flaky = True
+    world.act()
+    assert "'b' is expelled after 3 faults (exchange.most_faults = 3), the last: it held " in world["b"].refused
+    assert phase(world) is Phase.DONE
+    assert contributors(world)[-1] == "ac"
+    state, [action] = advance(world.state, Heard("b", world["b"].join), world.now_s)
+    assert isinstance(action, Send)
+    assert "expelled" in str(action.message)
+    assert state == world.state
 
 
 def test_what_a_damaged_replica_has_in_a_proposal_is_taken_out_of_it() -> None:
@@ -672,12 +691,13 @@ def test_what_a_damaged_replica_has_in_a_proposal_is_taken_out_of_it() -> None:
         pass
     world.pass_time(20)
     assert {entry.replica for entry in world.state.manifest} == {"a", "b"}
-    while not world["b"].refused:
+    while "b" not in world.state.damaged:
         for name in "bcd":
             world.act_once(name, trains=False)
     assert phase(world) is Phase.WORK, "a alone is too few"
     world.act()
-    assert contributors(world)[1:] == ["ac", "acd"], "d is late"
+    assert contributors(world)[1] == "ac", "d is late, and b was healed too late"
+    assert contributors(world)[2] == "abcd"
 
 
 def test_the_first_to_speak_are_not_the_majority_yet() -> None:
@@ -689,15 +709,12 @@ def test_the_first_to_speak_are_not_the_majority_yet() -> None:
         for name in "abcde":
             world.act_once(name)
     for name in "ab":
-        while world[name].mode != "agree":
+        while world[name].mode != "agree" and name not in world.state.damaged:
             world.act_once(name)
-            if world[name].refused:
-                break
     world.act_once("c")
     world.act_once("c")
     world.act()
-    assert all(world[name].refused for name in "ab")
-    assert not any(world[name].refused for name in "cde")
+    assert set(world.state.faults) == {"a", "b"}
     assert phase(world) is Phase.DONE
 
 
@@ -765,3 +782,265 @@ def test_applied_figures_are_kept_when_a_stream_breaks_after_them() -> None:
     world.connect("a")
     world.act()
     assert world.summaries[0].validation_loss == 3.0
+
+
+# ---- who joins, and who goes ----
+
+
+def open_world(
+    replicas: str = "ab", *, most_replicas: int = 4, rounds: int = 6, most_replayed_rounds: int = 1
+) -> World:
+    """A world that lets others in; its replicas have committed two rounds."""
+    world = World(
+        rules(replicas, rounds=rounds, most_replicas=most_replicas, most_replayed_rounds=most_replayed_rounds)
+    )
+    world.start(*replicas)
+    while len(world.history) < 2 or any(replica.round < 2 or replica.outbox for replica in world.replicas.values()):
+        for name in replicas:
+            if world[name].mode != "work" or len(world.history) < 2:
+                world.act_once(name)
+    return world
+
+
+def test_a_newcomer_begins_with_a_snapshot_and_takes_part() -> None:
+    world = open_world()
+    world.start("x")
+    world.act(work="")
+    sources = [source for message in world["x"].heard if isinstance(message, CatchUp) for source in message.snapshots]
+    assert sources[0].offer.round == 2
+    assert [holder.replica for holder in sources[0].holders] == ["a", "b"]
+    world.act()
+    assert phase(world) is Phase.DONE
+    assert contributors(world)[-1] == "abx"
+    assert len({replica.theta_digest for replica in world.replicas.values()}) == 1
+
+
+def test_a_newcomer_that_is_not_far_behind_replays_the_rounds() -> None:
+    world = open_world(most_replayed_rounds=2)
+    world.start("x")
+    world.act()
+    assert not any(message.snapshots for message in world["x"].heard if isinstance(message, CatchUp))
+    assert contributors(world)[-1] == "abx"
+
+
+def test_there_is_room_for_so_many_and_who_goes_leaves_room() -> None:
+    world = open_world(most_replicas=3)
+    world.start("x", "y")
+    world.act(work="")
+    assert world["y"].refused.endswith("exchange.most_replicas = 3 leaves no room for another")
+    world.leave("x")
+    world.act(work="")
+    world["y"].refused = ""
+    world.start("y")
+    world.act()
+    assert world["y"].refused.endswith("leaves no room for another"), "x may be back in this round"
+    assert phase(world) is Phase.DONE
+
+
+def test_who_joined_and_died_makes_room_in_the_next_round() -> None:
+    world = open_world(most_replicas=3, rounds=9)
+    world.start("x")
+    world.act(work="")
+    world.crash("x")
+    world.pass_time(4)
+    while len(world.history) < 4:
+        for name in "ab":
+            world.act_once(name)
+    world.start("y")
+    world.act()
+    assert contributors(world)[-1] == "aby"
+
+
+def test_a_closed_run_lets_nobody_in() -> None:
+    world = open_world(most_replicas=0)
+    world.start("x")
+    world.act()
+    assert world["x"].refused.startswith("replica 'x' is none of this run's replicas (a, b)")
+
+
+def test_what_leaves_before_anybody_fetched_it_takes_its_report_along() -> None:
+    world = working()
+    world.act(work="c")
+    world.leave("c")
+    world.act()
+    assert contributors(world)[0] == "ab"
+    assert world.state.attempt == 1
+
+
+def test_a_snapshot_of_what_few_held_is_not_passed_on() -> None:
+    world = open_world("abc")
+    world.feed(Heard("a", Offer(2, sha("forged"), sha("index"), 100)))
+    world.start("x")
+    world.act()
+    sources = [source for message in world["x"].heard if isinstance(message, CatchUp) for source in message.snapshots]
+    assert all(holder.replica != "a" for source in sources for holder in source.holders if source.offer.round == 2)
+    assert contributors(world)[-1] == "abcx"
+
+
+def test_a_snapshot_is_asked_for_again_elsewhere_after_a_restart() -> None:
+    world = open_world()
+    world.restart()
+    world.start("x")
+    world.run_to_the_end()
+    assert phase(world) is Phase.DONE
+    assert world["x"].round == 6
+
+
+# ---- faults, and their end ----
+
+
+def test_who_sends_broken_payloads_again_and_again_is_expelled_by_name() -> None:
+    world = working(rounds=6)
+    while phase(world) is not Phase.DONE:
+        for name in "abc":
+            world.act_once(name)
+            if name == "c" and world["c"].report is not None:
+                world.spoiled |= {payload.digest for payload in world["c"].report.payloads}
+    assert contributors(world) == ["ab"] * 6
+    assert "'c' is expelled after 3 faults" in world["c"].refused
+    assert world["c"].refused.endswith("the last: c's is spoiled. Mend its machine; it may join by another name")
+
+
+def test_one_accuser_of_three_expels_nobody() -> None:
+    world = working(rounds=6)
+    for _ in range(6):
+        for name in "abc":
+            if world[name].mode == "work":
+                world.work(name)
+                world.say(name)
+        number, attempt = world.state.round, world.state.attempt
+        bad = [Problem(digest_of(world, "c"), "I say so", broken=True)]
+        world.feed(Heard("a", Acknowledge(number, attempt, tuple(bad))))
+        world["a"].inbox.clear()
+        world.act(work="")
+        world.cut("a")
+        world.connect("a")
+        world.act(work="")
+    assert not world.state.faults
+
+
+# ---- windows ----
+
+
+def test_what_a_contributor_did_not_get_to_comes_back() -> None:
+    world = working(rounds=1)
+    world["b"].trains = 0.25
+    leases = dict(world.state.leases)
+    world.act()
+    [committed] = world.history
+    assert committed.leases["a"] == leases["a"]
+    assert sum(segment.num_tokens for segment in committed.leases["b"]) == 33
+    assert world.summaries[0].tokens == {"a": 130, "b": 33, "c": 130}
+    assert {entry.replica: entry.weight_tokens for entry in committed.manifest} == {"a": 130, "b": 33, "c": 130}
+
+
+def test_a_rest_that_is_not_of_the_lease_leaves_its_replica_out() -> None:
+    for unused in ((Segment(0, 0, 1),), (Segment(7, 0, 1),)):
+        world = working()
+        world.work("c")
+        report = world["c"].outbox.pop()
+        assert isinstance(report, Report)
+        world["c"].outbox.append(replace(report, unused=unused))
+        world.say("c")
+        assert left_out(world)["c"].startswith("what it has left of its lease is none of it")
+    world = working()
+    world.work("c")
+    report = world["c"].outbox.pop()
+    assert isinstance(report, Report)
+    world.feed(Heard("c", replace(report, unused=world.state.leases["c"])))
+    assert left_out(world) == {"c": "it has trained on nothing of its lease"}
+
+
+# ---- nobody works, nobody is left ----
+
+
+def test_replicas_that_live_and_never_report_do_not_hold_a_run_for_ever() -> None:
+    """A training thread was stuck while the heart went on beating: there was no first report to count from."""
+    world = working()
+    world.pass_time(999)
+    assert phase(world) is Phase.WORK
+    world.pass_time(1)
+    assert left_out(world)["a"] == "no report within exchange.work_deadline_s = 1000 s"
+    world.pass_time(60)
+    assert phase(world) is Phase.FAILED
+    assert "no report within exchange.work_deadline_s" in world.state.failure
+
+
+def test_those_who_watched_take_a_round_over_when_all_who_had_part_in_it_are_gone() -> None:
+    world = World(rules("abcd"))
+    world.start("a", "b")
+    world.act(work="")
+    world.pass_time(60)
+    world.act(work="")
+    world.work("a")
+    world.say("a")
+    world.start("c", "d")
+    world.act(work="")
+    world.work("b")
+    world.say("b")
+    assert phase(world) is Phase.AGREE
+    world.crash("a", "b")
+    world.pass_time(20)
+    world.act()
+    assert contributors(world) == ["cd", "cd", "cd"]
+    assert phase(world) is Phase.DONE
+
+
+def test_a_member_behind_at_the_end_is_waited_for_as_long_as_it_gets_on() -> None:
+    world = open_world("abc", rounds=4)
+    world.crash("c")
+    world["c"].saved = []
+    world.pass_time(4)
+    world.act(work="")
+    world.start("c")
+    while phase(world) is not Phase.ENDING:
+        for name in "ab":
+            world.act_once(name)
+        if phase(world) is Phase.WORK:
+            world.pass_time(0.5)
+    world.say("c")
+    world.hear("c")
+    for _ in range(2):
+        world.pass_time(11)
+        assert phase(world) is Phase.ENDING
+        world.act_once("c")
+    world.act()
+    assert phase(world) is Phase.DONE
+    assert world["c"].mode == "ended"
+
+
+def test_a_finished_run_that_is_started_again_serves_whoever_had_not_got_there() -> None:
+    world = open_world("abc", rounds=3)
+    world["c"].awake = False
+    world.pass_time(6)
+    world.act()
+    world.pass_time(30)
+    world.act()
+    assert phase(world) is Phase.DONE
+    assert world["c"].round == 2
+    world["c"].awake = True
+    world.crash("c")
+    world.restart()
+    assert phase(world) is Phase.GATHER
+    world.start("a", "b", "c")
+    world.act()
+    assert phase(world) is Phase.DONE
+    assert world["c"].mode == "ended"
+
+
+def test_a_contributor_that_died_before_it_applied_can_begin_with_a_snapshot_of_that_round() -> None:
+    """The digest of a round was remembered when all had applied it, and the one who had not was the one who asked."""
+    world = World(rules(most_replayed_rounds=0, min_replicas=3))
+    world.start(*"abc")
+    while not world.history:
+        for name in "abc":
+            world.act_once(name)
+    world.crash("c")
+    world.act()
+    world.pass_time(4)
+    world.start("c")
+    world.say("c")
+    [order] = [message for message in world["c"].inbox if isinstance(message, CatchUp)]
+    assert [(source.offer.round, len(source.holders)) for source in order.snapshots] == [(1, 2)]
+    world.act()
+    assert contributors(world) == ["abc"] * 3

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from comms.agreement import CatchUp
 from comms.run_state import Phase
 from tests.comms.world import World, rules
 
@@ -33,10 +34,16 @@ class Story:
             rounds=ROUNDS,
             min_replicas=draw.randint(1, len(names)),
             lease_tokens=draw.choice([1, 130, 999, 2500]),
+            most_replicas=draw.choice([0, len(names) + 1, len(names) + 2]),
+            most_replayed_rounds=draw.choice([0, 1, 20]),
+            most_faults=draw.choice([1, 2, 3]),
         )
+        self._newcomers = "xyz"[: draw.choice([0, 1, 3])]
+        self._memory_fails = len(names) > 2 and draw.random() < 0.5
         self.world = World(run_rules, now_s=draw.uniform(0, 1e6))
         for replica in self.world.replicas.values():
             replica.save_every = draw.randint(1, 3)
+            replica.trains = draw.choice([0.01, 0.5, 1.0, 1.0, 1.0])
         self._fault_rate = draw.choice([0.03, 0.1, 0.3])
         self.told: list[str] = []
 
@@ -52,16 +59,23 @@ class Story:
         if self.world.state.phase is Phase.FAILED:
             self.told.append(f"started again: {self.world.state.failure}")
             self.world.crash(*self.world.replicas)
-            self.world.restart()
+            for name in self.world.expelled:
+                self.world[name].refused = ""
+            self.world.pardon()
             self.world.run_to_the_end()
         assert self.world.state.phase is Phase.DONE, self.world.state.failure
-        assert {replica.round for replica in self.world.replicas.values()} == {ROUNDS}
+        assert {replica.round for replica in self.world.welcome} == {ROUNDS}
+        assert len({replica.theta_digest for replica in self.world.welcome}) == 1
         assert [summary.round for summary in self.world.summaries] == list(range(1, ROUNDS + 1))
 
     def _progress(self) -> Iterator[Step]:
         world, draw = self.world, self._draw
         yield "time passes", partial(world.pass_time, draw.choice([0.1, 0.5, 3.0]))
+        for name in set(self._newcomers) - set(world.replicas):
+            yield f"newcomer {name}", partial(world.start, name)
         for name, replica in world.replicas.items():
+            if replica.refused:
+                continue
             if replica.mode == "dead":
                 yield f"start {name}", partial(world.start, name)
             elif not replica.awake:
@@ -72,7 +86,7 @@ class Story:
                     yield f"connect {name}", partial(world.connect, name)
                 elif replica.outbox:
                     yield f"say {name}", partial(world.say, name)
-                if replica.mode == "work":
+                if replica.mode == "work" and replica.plan is not None:
                     yield f"work {name}", partial(world.work, name)
                 elif replica.inbox:
                     yield f"hear {name}", partial(world.hear, name)
@@ -92,6 +106,11 @@ class Story:
             if not replica.is_running:
                 continue
             noticed = draw.random() < 0.7
+            if self._memory_fails and replica.round and not any(other.damage for other in world.replicas.values()):
+                yield f"damage {name}", partial(setattr, replica, "damage", f"bit {len(self.told)}")
+            if replica.report is not None and replica.report.round == world.state.round and not world.state.attempt:
+                spoiled = {payload.digest for payload in replica.report.payloads}
+                yield f"spoil {name}'s payload", partial(world.spoiled.update, spoiled)
             yield f"crash {name}", partial(world.crash, name, noticed=noticed)
             yield f"pause {name}", partial(setattr, replica, "awake", False)
             if replica.connected:
@@ -113,6 +132,15 @@ def test_any_story_is_right_at_all_times_and_ends_well() -> None:
         happened.update(what.split()[0] for what in story.told)
         reasons = [absent["reason"] for summary in story.world.summaries for absent in summary.absent]
         happened.update(" ".join(reason.split()[:2]) for reason in reasons)
-    faults = {"restart", "wait", "crash", "pause", "cut", "leave", "hide", "stop", "started"}
-    outcomes = {"no report", "did not", "could not", "has to", "a's payload"}
-    assert not (faults | outcomes) - set(happened), "the stories were too tame to show anything"
+        happened.update(["expelled"] * len(story.world.expelled))
+        orders = [m for r in story.world.replicas.values() for m in r.heard if isinstance(m, CatchUp)]
+        happened.update("healed" for order in orders if order.damaged_digest)
+        happened.update("snapshot" for order in orders if order.snapshots)
+        happened.update(
+            "newcomer refused" for name in "xyz" if name in story.world.replicas and story.world[name].refused
+        )
+    faults = {"restart", "wait", "crash", "pause", "cut", "leave", "hide", "stop", "started", "spoil", "damage"}
+    outcomes = {"no report", "did not", "could not", "has to", "a's payload", "a's is", "its parameters"}
+    outcomes |= {"newcomer", "newcomer refused", "expelled", "healed", "snapshot"}
+    missing = (faults | outcomes) - set(happened)
+    assert not missing, "the stories were too tame to show anything"

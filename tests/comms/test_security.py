@@ -486,7 +486,7 @@ def test_slow_loris(tmp_path: Path, trickle: bytes) -> None:
         assert_refused(caught.value, Code.DEADLINE_EXCEEDED, "TooSlow")
 
     started_s = time.monotonic()
-    with_relay(tmp_path, Uploads(("a",), 2**30, lambda: 1), Pace(0.3, 10_000.0), work)
+    with_relay(tmp_path, Uploads(lambda: ("a",), 2**30, lambda: 1), Pace(0.3, 10_000.0), work)
     assert time.monotonic() - started_s < 5.0
     assert not list((tmp_path / "store").iterdir())
 
@@ -515,7 +515,7 @@ def test_slow_links_that_move_are_waited_for(tmp_path: Path) -> None:
         assert received == payload
         assert time.monotonic() - started_s > 4 * pace.grace_s
 
-    with_relay(tmp_path, Uploads(("a",), 2**30, lambda: 1), pace, work)
+    with_relay(tmp_path, Uploads(lambda: ("a",), 2**30, lambda: 1), pace, work)
 
 
 def test_who_announces_and_then_says_nothing(tmp_path: Path) -> None:
@@ -526,7 +526,7 @@ def test_who_announces_and_then_says_nothing(tmp_path: Path) -> None:
         mute = payload_pb2_grpc.PayloadsStub(channel).Put(timeout=20.0)
         assert_refused(await failure(mute), Code.INVALID_ARGUMENT)
 
-    with_relay(tmp_path, Uploads(("a",), 2**30, lambda: 1), Pace(0.2), work)
+    with_relay(tmp_path, Uploads(lambda: ("a",), 2**30, lambda: 1), Pace(0.2), work)
 
 
 async def failure(call_: Any) -> grpc.aio.AioRpcError:
@@ -562,7 +562,7 @@ def test_a_reader_that_does_not_read_is_hung_up_on(tmp_path: Path) -> None:
         while await call_.read() is not grpc.aio.EOF:
             pass
 
-    with_relay(tmp_path, Uploads((), 0, lambda: 1), Pace(0.3), work, TellingLedger)
+    with_relay(tmp_path, Uploads(lambda: (), 0, lambda: 1), Pace(0.3), work, TellingLedger)
 
 
 def test_a_flood_of_messages_is_let_through_slowly() -> None:
@@ -637,7 +637,7 @@ def test_a_flood_from_one_caller_waits_for_itself_alone() -> None:
 
 def test_quotas_of_uploads() -> None:
     open_round = 1
-    uploads = Uploads(("a", "b"), 100_000, lambda: open_round)
+    uploads = Uploads(lambda: ("a", "b"), 100_000, lambda: open_round)
 
     def put_one(replica: str, digest: str, num_bytes: int, round_number: int = 1) -> None:
         with uploads.admitted(replica, round_number, digest, num_bytes):

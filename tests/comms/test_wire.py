@@ -27,24 +27,27 @@ figures = st.dictionaries(names, finite, max_size=4)
 segments = st.tuples(rounds, counts, counts).filter(lambda s: s[1] < s[2]).map(lambda s: Segment(*s))
 leases: st.SearchStrategy[Lease] = st.lists(segments, max_size=4).map(tuple)
 payloads = st.lists(st.builds(a.Payload, names, digests, counts), max_size=4).map(tuple)
-problems = st.lists(st.builds(a.Problem, digests, texts), max_size=4).map(tuple)
+problems = st.lists(st.builds(a.Problem, digests, texts, st.booleans()), max_size=4).map(tuple)
 manifests = st.lists(st.builds(a.Entry, names, names, digests, counts, counts), max_size=4).map(tuple)
 holders = st.lists(st.builds(a.Holder, names, texts), max_size=4).map(tuple)
+offers = st.builds(a.Offer, rounds, digests, digests, counts)
+sources = st.lists(st.builds(a.SnapshotSource, offers, holders), max_size=3).map(tuple)
 
 member_messages: st.SearchStrategy[a.MemberMessage] = st.one_of(
     st.builds(a.Join, names, texts, texts, digests, digests, counts, rounds, digests),
     st.just(a.Heartbeat()),
-    st.builds(a.Report, rounds, payloads, counts, st.floats(allow_nan=False), figures),
+    st.builds(a.Report, rounds, payloads, counts, st.floats(allow_nan=False), figures, leases),
     st.builds(a.Acknowledge, rounds, rounds, problems),
     st.builds(a.Applied, rounds, digests, finite, counts, figures, figures),
     st.builds(a.Leave, texts),
+    offers,
 )
 coordinator_messages: st.SearchStrategy[a.CoordinatorMessage] = st.one_of(
     st.builds(a.Refusal, texts),
     st.builds(a.RoundPlan, rounds, leases),
     st.builds(a.Proposal, rounds, rounds, manifests, holders),
     st.builds(a.CommittedRound, rounds, manifests, st.dictionaries(names, leases, max_size=3), holders),
-    st.builds(a.CatchUp, rounds),
+    st.builds(a.CatchUp, rounds, sources, st.one_of(st.just(""), digests)),
     st.builds(a.Finish, texts),
 )
 

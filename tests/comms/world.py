@@ -9,9 +9,10 @@ happens, `World.check` holds after it.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import TypeAdapter
 
@@ -27,6 +28,7 @@ from comms.agreement import (
     Leave,
     Manifest,
     MemberMessage,
+    Offer,
     Payload,
     Problem,
     Proposal,
@@ -35,7 +37,7 @@ from comms.agreement import (
     RoundPlan,
     RoundSummary,
 )
-from comms.leases import Lease, Segment, merge
+from comms.leases import Lease, Segment, merge, without
 from comms.rounds import advance, next_deadline_s
 from comms.run_state import (
     Alive,
@@ -69,11 +71,16 @@ def rules(
     fetch_deadline_s: float = 10.0,
     liveness_deadline_s: float = 5.0,
     reconnect_deadline_s: float = 3.0,
+    most_replicas: int = 0,
+    most_faults: int = 3,
+    most_replayed_rounds: int = 20,
 ) -> RoundRules:
     """Rules whose deadlines all differ; the replicas are the letters of `replicas`."""
     return RoundRules(
         tuple(replicas), CONFIG, rounds, lease_tokens, min_replicas,
         gather_deadline_s, publish_deadline_s, fetch_deadline_s, liveness_deadline_s, reconnect_deadline_s,
+        work_deadline_s=1000.0, ending_deadline_s=12.0, most_replicas=most_replicas, most_faults=most_faults,
+        most_replayed_rounds=most_replayed_rounds,
     )  # fmt: skip
 
 
@@ -100,6 +107,13 @@ class Replica:
     save_every: int = 1
     damage: str = ""
     """Anything but "" makes theta another one."""
+    saved_damage: str = ""
+    is_flaky: bool = False
+    """Whether its memory fails in every outer step."""
+    trains: float = 1.0
+    """The share of a lease that it gets through."""
+    offer: Offer | None = None
+    """The snapshot that it serves."""
     plan: RoundPlan | None = None
     report: Report | None = None
     inbox: deque[CoordinatorMessage] = field(default_factory=deque)
@@ -133,9 +147,19 @@ class Replica:
             TOKENS_PER_EPOCH, self.round, self.theta_digest,
         )  # fmt: skip
 
-    def payloads(self, plan: RoundPlan) -> tuple[Payload, ...]:
+    def payloads(self, number: int, trained: Lease) -> tuple[Payload, ...]:
         """What its work on a lease gives, always the same."""
-        return tuple(Payload(f, sha("payload", self.name, plan.round, plan.lease, f), 100) for f in self.fragments)
+        return tuple(Payload(f, sha("payload", self.name, number, trained, f), 100) for f in self.fragments)
+
+    def unused(self, lease: Lease) -> Lease:
+        """What it does not get to: the end of the lease."""
+        left = sum(segment.num_tokens for segment in lease)
+        spare, rest = min(left - 1, int((1 - self.trains) * left)), list[Segment]()
+        for segment in sorted(lease, reverse=True):
+            taken = min(spare, segment.num_tokens)
+            spare -= taken
+            rest += [replace(segment, start=segment.stop - taken)] if taken else []
+        return tuple(sorted(rest))
 
 
 class World:
@@ -151,6 +175,12 @@ class World:
         self.reported: dict[int, set[str]] = {}
         self.work_of: dict[str, tuple[str, int, Lease]] = {}
         """By payload digest: who made it in which round from which lease."""
+        self.snapshots: dict[str, tuple[list[Manifest], str]] = {}
+        """By index digest: what theta in them was made of, and its damage."""
+        self.spoiled: set[str] = set()
+        """Digests of payloads that nobody can decode."""
+        self.expelled: dict[str, int] = {}
+        """Who is out for good, and how many rounds had been committed then."""
         self.summaries: list[RoundSummary] = []
         self.left_out: list[tuple[int, str, str]] = []
 
@@ -174,10 +204,20 @@ class World:
                     self._send(name, message)
                 case _:
                     self.summaries.append(action.summary)
+        for name, faults in self.state.faults.items():
+            if len(faults) >= self.rules.most_faults:
+                self.expelled.setdefault(name, len(self.history))
         for name, why in self.state.absent.items():
             if before.absent.get(name) != why:
                 self.left_out.append((self.state.round, name, why))
         self.check()
+
+    def pardon(self) -> None:
+        """The operator raises exchange.most_faults and launches again."""
+        self.rules = replace(self.rules, most_faults=10**6)
+        self.expelled = {}
+        self.state = replace(self.state, rules=self.rules)
+        self.restart()
 
     def restart(self, now_s: float | None = None) -> None:
         """The coordinator is killed and started again, on a clock that may have nothing to do with the earlier one."""
@@ -202,12 +242,15 @@ class World:
     def start(self, *names: str) -> None:
         """Starts processes, each from its newest checkpoint; they connect, and have not spoken yet."""
         for name in names:
-            old = self.replicas[name]
-            self.replicas[name] = Replica(
+            old = self.replicas.get(name, Replica(name))
+            self.replicas[name] = new = Replica(
                 name, old.incarnation + 1, "follow", applied=list(old.saved), saved=old.saved,
-                save_every=old.save_every, damage=old.damage, refuses=old.refuses, config_digest=old.config_digest,
+                save_every=old.save_every, damage=old.saved_damage, saved_damage=old.saved_damage, trains=old.trains,
+                is_flaky=old.is_flaky, refuses=old.refuses, config_digest=old.config_digest,
                 corpus_digest=old.corpus_digest, loss=old.loss, fragments=old.fragments,
             )  # fmt: skip
+            if new.saved:
+                self._serve_snapshot(new)
             self.connect(name)
 
     def crash(self, *names: str, noticed: bool = True) -> None:
@@ -236,6 +279,8 @@ class World:
         opening: list[MemberMessage] = [replica.join]
         if replica.report is not None and replica.report.round > replica.round:
             opening.append(replica.report)
+        if replica.offer is not None:
+            opening.append(replica.offer)
         replica.outbox = deque([*opening, *replica.outbox])
 
     def cut(self, name: str, lost_inbound: int = 1000, lost_outbound: int = 0, *, noticed: bool = True) -> None:
@@ -274,16 +319,22 @@ class World:
                 replica.mode = "dead" if failure else "ended"
             case Proposal(round=number) if replica.mode == "agree" and replica.plan and number == replica.plan.round:
                 problems = {e.digest for e in message.manifest} & replica.refuses
-                answer = tuple(Problem(d, f"{self.work_of[d][0]}'s payload is broken") for d in sorted(problems))
-                replica.outbox.append(Acknowledge(number, message.attempt, answer))
+                answer = [Problem(d, f"{self.work_of[d][0]}'s payload is broken") for d in sorted(problems)]
+                spoiled = {entry.digest for entry in message.manifest} & self.spoiled
+                answer += [Problem(d, f"{self.work_of[d][0]}'s is spoiled", broken=True) for d in sorted(spoiled)]
+                replica.outbox.append(Acknowledge(number, message.attempt, tuple(answer)))
             case CommittedRound() if message.round == replica.round + 1:
                 self._apply(replica, message)
             case RoundPlan(round=number) if replica.mode == "follow" and number == replica.round + 1:
                 replica.mode, replica.plan = "work", message
+            case CatchUp() if message.damaged_digest == replica.theta_digest:
+                replica.applied, replica.damage, replica.saved, replica.saved_damage = [], "", [], ""
+                replica.mode, replica.plan, replica.report, replica.offer = "follow", None, None, None
+                self._catch_up(replica, message)
+            case CatchUp(number) if number > replica.round and replica.mode == "agree":
+                self._apply(replica, self.history[replica.round])
             case CatchUp(number) if number > replica.round:
-                missed = self.history[replica.round :]
-                for committed in missed[:1] if replica.mode == "agree" else missed:
-                    self._apply(replica, committed)
+                self._catch_up(replica, message)
             case _:
                 pass  # a repetition
         self.check()
@@ -292,13 +343,33 @@ class World:
         """A replica that trains is done with it, and reports."""
         replica = self[name]
         assert replica.plan is not None
-        payloads = replica.payloads(replica.plan)
+        number, unused = replica.plan.round, replica.unused(replica.plan.lease)
+        trained = without(replica.plan.lease, unused)
+        payloads = replica.payloads(number, trained)
         for payload in payloads:
-            self.work_of[payload.digest] = (name, replica.plan.round, replica.plan.lease)
-        tokens = sum(segment.num_tokens for segment in replica.plan.lease)
-        replica.report = Report(replica.plan.round, payloads, tokens, replica.loss)
+            self.work_of[payload.digest] = (name, number, trained)
+        tokens = sum(segment.num_tokens for segment in trained)
+        replica.report = Report(number, payloads, tokens, replica.loss, unused=unused)
         replica.outbox.append(replica.report)
         replica.mode = "agree"
+
+    def _catch_up(self, replica: Replica, order: CatchUp) -> None:
+        for source in order.snapshots:
+            holders = [self.replicas[holder.replica] for holder in source.holders]
+            is_served = any(holder.is_running and holder.offer == source.offer for holder in holders)
+            if is_served and source.offer.round > replica.round:
+                applied, replica.damage = self.snapshots[source.offer.index_digest]
+                replica.applied, replica.mode = list(applied), "follow"
+                replica.outbox.append(Applied(replica.round, replica.theta_digest))
+                break
+        for committed in self.history[replica.round :]:
+            self._apply(replica, committed)
+
+    def _serve_snapshot(self, replica: Replica) -> None:
+        index = sha("index", replica.round, replica.theta_digest)
+        self.snapshots[index] = (list(replica.applied), replica.damage)
+        replica.offer = Offer(replica.round, replica.theta_digest, index, 100)
+        replica.outbox.append(replica.offer)
 
     def _apply(self, replica: Replica, committed: CommittedRound) -> None:
         if {entry.digest for entry in committed.manifest} & replica.refuses:
@@ -307,10 +378,13 @@ class World:
         if replica.mode == "dead":
             return
         replica.applied.append(committed.manifest)
-        if replica.round % replica.save_every == 0:
-            replica.saved = list(replica.applied)
+        if replica.is_flaky:
+            replica.damage = f"{replica.name} in round {replica.round}, {replica.incarnation}"
         replica.mode = "follow"
         replica.outbox.append(Applied(committed.round, replica.theta_digest))
+        if replica.round % replica.save_every == 0:
+            replica.saved, replica.saved_damage = list(replica.applied), replica.damage
+            self._serve_snapshot(replica)
 
     # ---- time, and everybody at once ----
 
@@ -358,9 +432,13 @@ class World:
 
     def mend(self) -> None:
         """From now on nothing fails: the dead are started, the silent speak, every payload can be had."""
-        for name, replica in self.replicas.items():
-            replica.awake, replica.refuses = True, set()
-            if replica.mode == "dead":
+        self.spoiled = set()
+        for name, replica in list(self.replicas.items()):
+            replica.awake, replica.is_flaky, replica.refuses = True, False, set()
+            if replica.damage or replica.saved_damage:
+                self.crash(name)
+                replica.saved, replica.saved_damage = [], ""
+            if replica.mode == "dead" and not replica.refused:
                 self.start(name)
             elif replica.is_running and not replica.connected:
                 self.connect(name)
@@ -370,10 +448,15 @@ class World:
         for _ in range(steps):
             self.mend()
             self.act()
-            if self.state.phase is Phase.FAILED or all(replica.mode == "ended" for replica in self.replicas.values()):
+            if self.state.phase is Phase.FAILED or all(replica.mode == "ended" for replica in self.welcome):
                 return
             deadline_s = next_deadline_s(self.state, self.now_s)
             self.pass_time(min(HEARTBEAT_S, deadline_s - self.now_s))
+
+    @property
+    def welcome(self) -> list[Replica]:
+        """Those that were not refused."""
+        return [replica for replica in self.replicas.values() if not replica.refused]
 
     # ---- what always holds ----
 
@@ -383,6 +466,9 @@ class World:
         self._check_corpus()
         for committed in self.history[-1:]:
             contributors = set(committed.contributors)
+            assert not {entry.digest for entry in committed.manifest} & self.spoiled
+            assert all(len(self.history) <= self.expelled.get(name, math.inf) for name in contributors)
+            assert len({*self.state.members} - {*self.rules.replicas}) <= max(0, self.rules.most_replicas)
             assert len(contributors) >= self.rules.min_replicas
             assert contributors <= self.reported[committed.round]
             assert contributors == set(committed.leases)

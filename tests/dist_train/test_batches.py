@@ -8,8 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comms.leases import Segment
-from dist_train.data.batches import NO_TARGET, Batch, batches_of, micro_batches, validation_batches
+from comms.leases import LeaseBook, Segment, without
+from dist_train.data.batches import (
+    NO_TARGET,
+    Batch,
+    batches_of,
+    micro_batches,
+    validation_batches,
+    window_batches,
+)
 from dist_train.data.corpus import Corpus
 from dist_train.data.pieces import cut_into_pieces
 from dist_train.data.stream import Stream
@@ -113,3 +120,20 @@ def test_shares_of_the_validation_are_disjoint_and_their_union_is_always_the_sam
 def test_validation_is_evaluated_whole_by_one() -> None:
     (batch,) = validation_batches(corpus_of([2], validation=[5, 9]), 100, 100)
     assert batch.document_lengths == (8, 5, 1)
+
+
+@given(lengths_, st.integers(1, 5), st.integers(1, 60), st.integers(0, 60))
+def test_a_round_that_was_cut_off_is_done_again_with_the_same_batches(
+    lengths: list[int], steps: int, lease_tokens: int, granted_before: int
+) -> None:
+    stream = Stream(corpus_of(lengths), 3)
+    book, _ = LeaseBook(stream.tokens_per_epoch).grant(granted_before)
+    _, lease = book.grant(min(lease_tokens, stream.tokens_per_epoch))
+    whole = list(window_batches(stream, lease, steps, 2 * SEQUENCE_TOKENS))
+    assert len(whole) <= steps
+    documents = sorted(d for batch in batches_of(stream, lease, steps) for d in documents_of(batch))
+    assert sorted(d for batch, _ in whole for d in documents_of(batch)) == documents
+    for taken in range(1, len(whole) + 1):
+        trained = without(lease, whole[taken - 1][1])
+        again = list(window_batches(stream, trained, steps, 2 * SEQUENCE_TOKENS))
+        assert [documents_of(batch) for batch, _ in again] == [documents_of(batch) for batch, _ in whole[:taken]]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from comms.leases import LeaseBook
+from comms.leases import LeaseBook, Segment, merge
 from dist_train.config import Config
 from dist_train.data.batches import batches_of
 from dist_train.data.corpus import open_corpus
@@ -66,3 +70,28 @@ def test_one_replica_that_sends_everything_equals_plain_training(tmp_path: Path,
             assert torch.equal(trained[name], parameter), name
         else:  # theta - (theta - theta_r) rounds twice where theta_r does not
             torch.testing.assert_close(trained[name], parameter, rtol=2e-5, atol=2e-7)
+
+
+@pytest.mark.parametrize("method", ["sparseloco", "diloco"])
+def test_a_window_ends_the_inner_steps_and_what_was_not_reached_is_handed_out_again(
+    tmp_path: Path, source: str, method: str
+) -> None:
+    config = tiny(
+        tmp_path, source, inner={"seconds": 0.05, "steps": 80, "batch_tokens": 64},
+        outer={"method": method, "rounds": 3}, sparseloco={"aggregate": "weighted"},
+    )  # fmt: skip
+    directory = run(config)
+    rows = metrics(directory)
+    assert all(row["agreed"] and row["contributors"] == ["a", "b"] for row in rows)
+    with closing(sqlite3.connect(directory.journal)) as database:
+        [(state,)] = database.execute("SELECT json FROM state").fetchall()
+        committed = [json.loads(row) for (row,) in database.execute("SELECT json FROM committed ORDER BY round")]
+    trained = [segment for one in committed for lease in one["leases"].values() for segment in lease]
+    num_tokens = sum(segment["stop"] - segment["start"] for segment in trained)
+    assert num_tokens < 3 * 2 * 80 * 64, "some window was too short for all 80 steps"
+    held = [segment for lease in json.loads(state)["leases"].values() for segment in lease]
+    left = json.loads(state)["book"]["returned"]
+    everything = merge(tuple(Segment(**segment) for segment in [*trained, *held, *left]))
+    assert all(before.stop <= after.start for before, after in pairwise(everything) if before.epoch == after.epoch)
+    for one, row in zip(committed, rows, strict=True):
+        assert {e["replica"]: e["weight_tokens"] for e in one["manifest"]} == row["tokens"]

@@ -170,7 +170,7 @@ def test_help_lists_what_people_type_and_version_is_said(capsys: pytest.CaptureF
     assert run([]) == 2
 
 
-@pytest.mark.parametrize("command", ["launch", "report", "export", "certs", "stop", "coordinate", "replica"])
+@pytest.mark.parametrize("command", ["launch", "join", "report", "export", "certs", "stop", "coordinate", "replica"])
 def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert run([command, "--help"]) == 0
     assert f"Example: dist-train {command} " in capsys.readouterr().out

@@ -41,7 +41,7 @@ def test_where_it_runs_makes_no_other_run(directory: RunDirectory) -> None:
     moved = config(
         run={"directory": "elsewhere"},
         exchange={"address": "127.0.0.1:5000"},
-        replica=[{"id": "b", "device": "cpu"}, {"id": "a"}],
+        replica=[{"id": "b", "device": "cpu"}, {"id": "c"}],
     )
     assert standing(moved, directory) is Standing.RESUMED
 
@@ -55,12 +55,11 @@ def test_it_is_complete_when_the_last_round_is_committed_and_kept(directory: Run
 
 def test_another_run_is_refused_naming_key_and_remedy(directory: RunDirectory) -> None:
     commit(directory, 1)
-    other = config(outer={"rounds": 3}, replica=[{"id": "a"}])
+    other = config(outer={"rounds": 3})
     with pytest.raises(ConfigError) as raised:
         standing(other, directory)
     message = str(raised.value)
     assert "outer.rounds is 2 there and 3 here" in message
-    assert "replica is ['a', 'b'] there and ['a'] here" in message
     assert "run.directory" in message
     assert "\n" not in message
 
