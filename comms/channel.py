@@ -42,7 +42,9 @@ _CHANNEL_OPTIONS = (
     # Peers are dialled directly: a proxy set for web traffic is none of ours.
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # By its name a pause, in truth how long one attempt to connect may take: TLS to the other side of the earth, over a
+    # line that is busy, needs its seconds. Whoever is refused tries again after the initial pause all the same.
+    ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 _SERVER_OPTIONS = (

@@ -106,11 +106,12 @@ class ShapedNetwork(SimulatedNetwork):
 class KernelNetwork(SimulatedNetwork):
     """Namespaces and the kernel's queues; where it has no netem, members delay what they send by themselves."""
 
-    def __init__(self, file: Path, asked: LinkPlan, star: Star) -> None:
-        """Takes `star` over. NetlinkError when the kernel refuses."""
+    def __init__(self, file: Path, asked: LinkPlan, star: Star, *, may_delay: bool) -> None:
+        """Takes `star` over; `may_delay`: there are latencies, or will be. NetlinkError when the kernel refuses."""
         from launcher.star import NETWORK  # noqa: PLC0415 - pyroute2, which is there on Linux only
 
         self._star = star
+        self._members_delay = may_delay and not star.has_netem
         self._stack = ExitStack()
         self._stack.enter_context(star)
         latency_by: LatencyBy = "kernel" if star.has_netem else "in-process"
@@ -142,7 +143,7 @@ class KernelNetwork(SimulatedNetwork):
             self._tell()
 
     def _left_to_members(self, plan: LinkPlan) -> LinkPlan | None:
-        return None if self._star.has_netem else plan.only_latency()
+        return plan.only_latency() if self._members_delay else None
 
     def _coordinator_address(self) -> str:
         return f"{self._star.addresses[COORDINATOR]}:0"

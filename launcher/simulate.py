@@ -68,7 +68,8 @@ def open_network(config: Config, file: Path) -> SimulatedNetwork:
         return ShapedNetwork(file, asked)
     refusals: tuple[type[Exception], ...] = (OSError, ImportError, *_netlink_errors())
     try:
-        return KernelNetwork(file, asked, _star(members_of(config)))
+        delayed = asked.has_latency or any(change.latency or change.jitter for change in config.simulate.change)
+        return KernelNetwork(file, asked, _star(members_of(config)), may_delay=delayed)
     except refusals as error:
         if config.simulate.enforce == "auto":
             return ShapedNetwork(file, asked)
