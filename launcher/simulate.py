@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dist_train.config import Config, ConfigError, parse
 from dist_train.links import line_text, link_plan, members_of, path_text, rate_text
 from dist_train.rates import link_of
-from dist_train.report.links import collect_links
+from dist_train.report.links import EVERYBODY, collect_links
 from launcher import local
 from launcher.director import Director
 from launcher.failures import LaunchError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from comms.link_plan import Simulation
+    from comms.link_plan import LinkPlan, Simulation
     from dist_train.run_directory import RunDirectory
     from launcher.star import Star
     from launcher.view import View
@@ -55,7 +55,7 @@ def simulate(config: Config, directory: RunDirectory, view: View) -> int:
             view.say(said)
         with Director(config, directory, network, view.say):
             code = local.launch(config, directory, view, network)
-        for reached in _reached(directory):
+        for reached in _reached(directory, network.simulation.asked):
             view.say(reached)
         return code
 
@@ -65,18 +65,28 @@ def open_network(config: Config, file: Path) -> SimulatedNetwork:
     asked = link_plan(config)
     file.parent.mkdir(parents=True, exist_ok=True)
     if config.simulate.enforce == "token-bucket":
-        return ShapedNetwork(file, asked)
+        return _shaped(config, file, asked)
     refusals: tuple[type[Exception], ...] = (OSError, ImportError, *_netlink_errors())
     try:
         delayed = asked.has_latency or any(change.latency or change.jitter for change in config.simulate.change)
         return KernelNetwork(file, asked, _star(members_of(config)), may_delay=delayed)
     except refusals as error:
         if config.simulate.enforce == "auto":
-            return ShapedNetwork(file, asked)
+            return _shaped(config, file, asked)
         raise LaunchError(
             f'simulate.enforce = "kernel", but the kernel does not: {error}. It takes Linux and root; '
             '"token-bucket" works everywhere'
         ) from None
+
+
+def _shaped(config: Config, file: Path, asked: LinkPlan) -> ShapedNetwork:
+    """Token buckets; ConfigError where they would not hold: processes of one member know nothing of each other's."""
+    if several := [replica.id for replica in config.replica if replica.ranks > 1]:
+        raise ConfigError(
+            f"replica {several[0]} has several ranks, and a token bucket holds in one process only: "
+            'simulate with simulate.enforce = "kernel", on Linux and as root, or with ranks = 1'
+        )
+    return ShapedNetwork(file, asked)
 
 
 def announcement(simulation: Simulation, members: Sequence[str]) -> Iterator[str]:
@@ -99,10 +109,11 @@ def _grouped(described: Iterator[tuple[str, str]]) -> Iterator[str]:
         yield f"  {', '.join(names[:MOST_SAID])}{more}: {text}"
 
 
-def _reached(directory: RunDirectory) -> Iterator[str]:
-    """What went over the limited links, against their limits."""
+def _reached(directory: RunDirectory, asked: LinkPlan) -> Iterator[str]:
+    """What went over each line, and each path with a rate of its own, against its limit."""
     for link in collect_links(directory):
-        if link.goodput_bits_per_second is not None and link.limit_bits_per_second is not None:
+        is_limited = EVERYBODY in (link.from_, link.to) or asked.path(link.from_, link.to).bits_per_second is not None
+        if is_limited and link.goodput_bits_per_second is not None and link.limit_bits_per_second is not None:
             share = link.goodput_bits_per_second / link.limit_bits_per_second
             reached = f"{rate_text(link.goodput_bits_per_second)} of {rate_text(link.limit_bits_per_second)}"
             yield f"{link.from_} → {link.to}: {reached} ({share:.0%}) while payloads moved, by {link.enforced_by}"

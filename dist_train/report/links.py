@@ -87,7 +87,8 @@ def _transfers(folder: Path) -> dict[Link, list[Carried]]:
     carried: dict[Link, list[Carried]] = defaultdict(list)
     for ledger in sorted(folder.glob("*.jsonl")):
         for row in read_json_lines(ledger):
-            if row.get("direction") == "received" and row.get("seconds"):
+            crossed = row.get("direction") == "received" and row.get("kind") != "intra_replica"
+            if crossed and row.get("seconds"):
                 ended_s, receiver, sender = row["at_s"], row["member"], row["peer"]
                 transfer = Carried(ended_s - row["seconds"], ended_s, row["bytes"])
                 for link in ((sender, receiver), (sender, EVERYBODY), (EVERYBODY, receiver)):

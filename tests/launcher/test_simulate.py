@@ -15,7 +15,7 @@ import pytest
 
 from dist_train.config import ConfigError, parse
 from launcher.namespaces import Namespace
-from launcher.simulate import with_options
+from launcher.simulate import open_network, with_options
 from tests import running
 from tests.launcher.test_launch import read_until, wait_until_all_are_gone
 
@@ -141,6 +141,12 @@ def wait_until_left_as(before: set[str]) -> None:
     while not namespaces_in_use() <= before:
         assert time.monotonic() < until_s, "a namespace is left behind"
         time.sleep(0.05)
+
+
+def test_a_token_bucket_is_not_shared_by_ranks(tmp_path: Path) -> None:
+    config = parse({"replica": [{"id": "a", "ranks": 2}], "simulate": {"enforce": "token-bucket", "line": "1mbit"}})
+    with pytest.raises(ConfigError, match="replica a has several ranks"):
+        open_network(config, tmp_path / "simulation.json")
 
 
 def test_options_go_before_the_file() -> None:
