@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from dist_train.links import Begun, begin, differences, link_plan, members_of, plan_at
 from dist_train.report.metrics import MetricsTail
+from launcher.failures import LaunchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +23,10 @@ LOOK_EVERY_S = 0.1
 
 
 class Director:
-    """Changes `network` from a thread of its own while the `with` block goes on; does nothing without a schedule."""
+    """Changes `network` from a thread of its own while the `with` block goes on; does nothing without a schedule.
+
+    When a change can't be enforced it interrupts the launch, and the `with` block ends with a LaunchError.
+    """
 
     def __init__(
         self, config: Config, directory: RunDirectory, network: SimulatedNetwork, say: Callable[[str], None]
@@ -32,6 +37,7 @@ class Director:
         self._begun: Begun = {}
         self._open_round = 1
         self._over = threading.Event()
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._play, name="director", daemon=True)
 
     def __enter__(self) -> Self:
@@ -43,11 +49,19 @@ class Director:
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
+        if self._failure is not None:
+            raise LaunchError(f"the links could not be changed as simulate.change wants it: {self._failure}")
 
     def _play(self) -> None:
         started_s = time.monotonic()
-        while not self._over.wait(LOOK_EVERY_S):
-            self._look(time.monotonic() - started_s)
+        try:
+            while not self._over.wait(LOOK_EVERY_S):
+                self._look(time.monotonic() - started_s)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the limits no longer hold
+            self._failure = error
+            main_thread = threading.main_thread().ident
+            if main_thread is not None:
+                signal.pthread_kill(main_thread, signal.SIGINT)  # to this very thread, so that it need not wait
 
     def _look(self, now_s: float) -> None:
         for row in self._tail.new_rows():
