@@ -104,11 +104,6 @@ class Simulation:
     shaped: LinkPlan | None = None
     """What a member's own process sees to now; None when the kernel sees to everything."""
 
-    @property
-    def latency_in_process(self) -> bool:
-        """Whether members delay what they send by themselves."""
-        return self.latency_by == "in-process"
-
     def to_json(self) -> bytes:
         """For `read_simulation`."""
         return _SIMULATION.dump_json(self, indent=1)

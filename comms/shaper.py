@@ -22,7 +22,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -40,7 +40,7 @@ _SOCKET_BYTES = 128 * 1024
 """Small, so that a slow receiver is felt by its sender and not by a buffer."""
 _QUEUED_CHUNKS = 16
 _CHUNKS_PER_S = 2000
-"""Room for what is under way on a path with latency, at the fastest."""
+"""Room for what is under way on a path with latency and without a rate."""
 _log = logging.getLogger(__name__)
 _ALREADY = float("-inf")
 
@@ -210,10 +210,11 @@ class _Stream:
     rates: tuple[_Turns, ...]
     path: _PathTo | None = None
     chunk_bytes: Callable[[], int] = lambda: SEGMENT_BYTES * _MOST_SEGMENTS
+    handed_over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def carry(self, first: bytes) -> None:
         """Passes `first` and all that follows on, until the source ends or one of the two breaks."""
-        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(self._room_chunks())
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._arrive(under_way))
@@ -236,8 +237,11 @@ class _Stream:
             for position, rate in enumerate(self.rates):
                 left_s = await rate.take(len(chunk), left_s)
                 next_ready_s = left_s if position == 0 else next_ready_s
-            was_full = under_way.full()
-            await under_way.put((left_s if self.path is None else self.path.due_s(left_s), chunk))
+            was_full = under_way.qsize() >= self._room_chunks()
+            while under_way.qsize() >= self._room_chunks():
+                self.handed_over.clear()
+                await self.handed_over.wait()
+            under_way.put_nowait((left_s if self.path is None else self.path.due_s(left_s), chunk))
             chunk, ready_s = await self._read(loop.time() if was_full else next_ready_s)
 
     async def _read(self, free_s: float) -> tuple[bytes, float]:
@@ -254,10 +258,15 @@ class _Stream:
         while (item := await under_way.get())[1]:
             await _sleep_until(item[0])
             await loop.sock_sendall(self.sink, item[1])
+            self.handed_over.set()
 
     def _room_chunks(self) -> int:
-        latency_s = 0.0 if self.path is None else self.path.path.latency_s + self.path.path.jitter_s
-        return _QUEUED_CHUNKS + int(latency_s * _CHUNKS_PER_S)
+        """What may be under way: what fits on the path now, and a little before it."""
+        if self.path is None:
+            return _QUEUED_CHUNKS
+        limits = [rate.bucket.bits_per_second for rate in self.rates if rate.bucket.bits_per_second is not None]
+        chunks_per_s = min(limits) / 8 / self.chunk_bytes() if limits else _CHUNKS_PER_S
+        return _QUEUED_CHUNKS + int((self.path.path.latency_s + self.path.path.jitter_s) * chunks_per_s)
 
 
 def _chunk_bytes(bits_per_second: float | None) -> int:
