@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import grpc
 
+from comms import network
 from comms.certificates import dns_name
 from comms.credentials import KeyFiles, Keys, channel_credentials, read_keys, server_credentials
 from comms.errors import CommsError, Unreachable
@@ -42,7 +43,9 @@ _CHANNEL_OPTIONS = (
     # Peers are dialled directly: a proxy set for web traffic is none of ours.
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # By its name a pause, in truth how long one attempt to connect may take: TLS to the other side of the earth, over a
+    # line that is busy, needs its seconds. Whoever is refused tries again after the initial pause all the same.
+    ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 _SERVER_OPTIONS = (
@@ -90,7 +93,7 @@ def own_host(towards: str) -> str:
 def require_permission(address: str, security: Security) -> None:
     """InsecureAddress when plain text to or from `address` would leave this machine unasked."""
     host, _ = host_and_port(address)
-    if isinstance(security, Loopback) and not is_loopback(host):
+    if isinstance(security, Loopback) and not (is_loopback(host) or network.is_enclosed(host)):
         raise InsecureAddress(
             f"{address} is not on this machine, and the run has no encryption: use a loopback address, "
             'security.mode = "tls" (see dist-train certs), or say "insecure" on a network that you trust'
@@ -107,6 +110,7 @@ def open_channel(address: str, peer: str, security: Security) -> grpc.aio.Channe
 def open_blocking_channel(address: str, peer: str, security: Security) -> grpc.Channel:
     """The same, for callers without an event loop."""
     require_permission(address, security)
+    address = network.way_to(peer, address)
     if not isinstance(security, Tls):
         return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
     keys = read_keys(security.certificates, security.member)
@@ -114,6 +118,7 @@ def open_blocking_channel(address: str, peer: str, security: Security) -> grpc.C
 
 
 def _open(address: str, peer: str, keys: Keys | None) -> grpc.aio.Channel:
+    address = network.way_to(peer, address)
     if keys is None:
         return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
     return grpc.aio.secure_channel(address, channel_credentials(keys), options=_options_for(peer))
@@ -171,15 +176,22 @@ def _raise_file_limit() -> int:
 def listen(server: grpc.aio.Server, address: str, security: Security) -> str:
     """Lets `server` listen at `address` (port 0: any free one) and returns the address with its port."""
     require_permission(address, security)
-    host, _ = host_and_port(address)
+    host, wanted_port = host_and_port(address)
+    shaper = network.current_shaper()
     try:
-        if isinstance(security, Tls):
-            files = KeyFiles(security.certificates, security.member)
-            port = server.add_secure_port(address, server_credentials(files))
-        else:
-            port = server.add_insecure_port(address)
-    except RuntimeError:
+        port = _add_port(server, address if shaper is None else "127.0.0.1:0", security)
+        if port and shaper is not None:
+            port = shaper.expose(host, wanted_port, port)
+    except (RuntimeError, OSError):
         port = 0
     if not port:
         raise Unreachable(f"cannot listen at {address}: the port is in use, or the address is not this machine's")
     return f"{host}:{port}" if ":" not in host else f"[{host}]:{port}"
+
+
+def _add_port(server: grpc.aio.Server, address: str, security: Security) -> int:
+    if isinstance(security, Tls):
+        return int(
+            server.add_secure_port(address, server_credentials(KeyFiles(security.certificates, security.member)))
+        )
+    return int(server.add_insecure_port(address))

@@ -60,6 +60,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.25
 _GOODBYE_S = 1.0
+_FETCHES_AT_ONCE = 2
 _Call = grpc.aio.StreamStreamCall[pb.MemberMessage, pb.CoordinatorMessage]
 
 
@@ -371,13 +372,18 @@ class GrpcTransport:
                 return
 
     async def _fetch_from(self, search: _Search, entries: Sequence[Entry], arrivals: queue.Queue[Arrival]) -> None:
-        """Fetches one owner's payloads one after the other: they share its upload link anyway."""
-        for entry in entries:
-            try:
-                content: bytes | Problem = await self._fetch(search, entry)
-            except Exception as error:  # noqa: BLE001 - whatever it was, the thread that waits must hear of it
-                content = Problem(entry.digest, f"{entry.fragment} of {entry.replica}: {error!r}")
-            arrivals.put(Arrival(entry, content))
+        """Fetches one owner's payloads, two at once: while one asks and is checked, the other keeps the link busy."""
+        turns = asyncio.Semaphore(_FETCHES_AT_ONCE)
+
+        async def fetch_in_turn(entry: Entry) -> None:
+            async with turns:
+                try:
+                    content: bytes | Problem = await self._fetch(search, entry)
+                except Exception as error:  # noqa: BLE001 - whatever it was, the thread that waits must hear of it
+                    content = Problem(entry.digest, f"{entry.fragment} of {entry.replica}: {error!r}")
+                arrivals.put(Arrival(entry, content))
+
+        await asyncio.gather(*(fetch_in_turn(entry) for entry in entries))
 
     async def _fetch(self, search: _Search, entry: Entry) -> bytes | Problem:
         """One payload, from the first source that gives it; a stream that broke goes on elsewhere where it stopped."""

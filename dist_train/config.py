@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dist_train.rates import bits_per_second, latency_s, line_of, seconds
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 
@@ -42,6 +44,22 @@ def _identifier(value: str) -> str:
 
 
 Identifier = Annotated[str, AfterValidator(_identifier)]
+
+
+def _readable_by(parse: Callable[[str], object]) -> AfterValidator:
+    """Keeps the text as it was written, if `parse` can read it."""
+
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
+
+
+RateText = Annotated[str, _readable_by(bits_per_second)]
+LineText = Annotated[str, _readable_by(line_of)]
+LatencyText = Annotated[str, _readable_by(latency_s)]
+TimeText = Annotated[str, _readable_by(seconds)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
 
@@ -322,6 +340,74 @@ class ReplicaConfig(_Section):
         return self
 
 
+class LinkConfig(_Section):
+    """[[link]]: the way between two members, where it is not like all others. `dist-train simulate` enforces it."""
+
+    between: tuple[Identifier, Identifier]
+    """Two replicas, or one and "coordinator"."""
+    one_way: bool = False
+    """Only from the first to the second; both ways when left out."""
+    rate: RateText | None = None
+    """Such as "50mbit", in each direction; the members' own lines are the only limit when left out."""
+    latency: LatencyText | None = None
+    """Such as "40ms", each way: an answer takes twice that. [simulate] has the default."""
+    jitter: LatencyText | None = None
+    """Most that is added to the latency."""
+
+
+class ChangeConfig(_Section):
+    """[[simulate.change]]: what happens to links while the run goes on."""
+
+    round: int | None = Field(default=None, ge=1)
+    """When this round begins."""
+    after: TimeText | None = None
+    """Or so long after the start, such as "60s"."""
+    lasts: TimeText | None = None
+    """After so long all is as before; for good when left out."""
+    between: tuple[Identifier, Identifier] | None = None
+    """The path between two members."""
+    one_way: bool = False
+    member: Identifier | None = None
+    """Or a member: its line, and the paths to and from it."""
+    rate: RateText | None = None
+    """The path's new rate."""
+    line: LineText | None = None
+    """The member's new line."""
+    latency: LatencyText | None = None
+    jitter: LatencyText | None = None
+    partition: bool = False
+    """Nothing gets through."""
+
+    @model_validator(mode="after")
+    def _says_when_where_and_what(self) -> ChangeConfig:
+        if (self.round is None) == (self.after is None):
+            raise ValueError('a change needs either round = 3 or after = "60s"')
+        if (self.between is None) == (self.member is None):
+            raise ValueError('a change needs either between = ["a", "b"] or member = "a"')
+        if self.rate is not None and self.between is None:
+            raise ValueError('rate is of a path between two; a member has a line = "10mbit/50mbit"')
+        if self.line is not None and self.member is None:
+            raise ValueError('line is of a member; a path between two has a rate = "10mbit"')
+        if not (self.partition or self.rate or self.line or self.latency or self.jitter):
+            raise ValueError("a change changes something: rate, line, latency, jitter or partition = true")
+        return self
+
+
+class SimulateConfig(_Section):
+    """[simulate]: the links that `dist-train simulate` rehearses the run on. Nothing else reads it."""
+
+    enforce: Literal["auto", "kernel", "token-bucket"] = "auto"
+    """`kernel` needs Linux and root; `token-bucket` works everywhere; `auto` takes the kernel where it can."""
+    line: LineText | None = None
+    """Each member's line: "50mbit" both ways, "10mbit/50mbit" up/down."""
+    latency: LatencyText | None = None
+    """Of each path, each way."""
+    jitter: LatencyText | None = None
+    lines: dict[Identifier, LineText] = {}
+    """Lines of single members, the coordinator among them."""
+    change: tuple[ChangeConfig, ...] = ()
+
+
 class Config(_Section):
     """Everything that decides a run."""
 
@@ -336,6 +422,8 @@ class Config(_Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     launch: LaunchConfig = LaunchConfig()
     replica: tuple[ReplicaConfig, ...] = Field(default=(ReplicaConfig(id="a"),), min_length=1)
+    link: tuple[LinkConfig, ...] = ()
+    simulate: SimulateConfig = SimulateConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
@@ -417,6 +505,22 @@ class Config(_Section):
                 f"{self.exchange.work_deadline_s:g}"
             )
 
+    @model_validator(mode="after")
+    def _links_join_members(self) -> Config:
+        known = {"coordinator"}.union(*(replica.pipeline or (replica.id,) for replica in self.replica))
+        changes = self.simulate.change
+        pairs = [link.between for link in self.link] + [c.between for c in changes if c.between is not None]
+        named = [
+            *self.simulate.lines,
+            *(c.member for c in changes if c.member),
+            *(name for pair in pairs for name in pair),
+        ]
+        if strangers := [name for name in named if name not in known]:
+            raise ValueError(f'a link names "{strangers[0]}", which is none of {", ".join(sorted(known))}')
+        if loops := [pair[0] for pair in pairs if pair[0] == pair[1]]:
+            raise ValueError(f'a link joins two members, and this one joins "{loops[0]}" with itself')
+        return self
+
     @property
     def steps_per_round(self) -> int:
         """Inner steps between two exchanges: H, or 1 under ddp."""
@@ -451,8 +555,9 @@ class Config(_Section):
         who the members are.
         """
         shared = self.model_dump(mode="json")
-        del shared["run"]["directory"], shared["exchange"]["address"], shared["security"]
-        del shared["replica"], shared["launch"]
+        del shared["run"]["directory"], shared["exchange"]["address"]
+        for where_and_how in ("security", "launch", "replica", "link", "simulate"):
+            del shared[where_and_how]
         for key in COORDINATORS_OWN:
             del shared["exchange"][key]
         return shared

@@ -30,6 +30,15 @@ Enlist = Callable[[Ledger], AbstractContextManager[Crew]]
 """Joins this process to the others of its replica, for as long as it is entered; what moves goes into the ledger."""
 
 
+def rank_of(replica: ReplicaConfig, stage: str | None) -> int:
+    """This process's rank in `replica`: the place of its stage, or what torchrun says. ConfigError for no such stage."""
+    if not replica.pipeline:
+        return int(os.environ.get("RANK", "0")) if replica.ranks > 1 else 0
+    if stage not in replica.pipeline:
+        raise ConfigError(f"replica {replica.id} has stages {', '.join(replica.pipeline)}: say --stage and one of them")
+    return replica.pipeline.index(stage)
+
+
 def enlist(config: Config, replica: ReplicaConfig, rank: int, coordinator_address: str, security: Security) -> Enlist:
     """The way of `replica`. ConfigError when as many processes were started as it has not."""
     patience_s = config.exchange.outage_deadline_s

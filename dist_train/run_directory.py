@@ -43,6 +43,11 @@ class RunDirectory:
         return self.path / "run.json"
 
     @property
+    def simulation(self) -> Path:
+        """The links of a simulated run, JSON, written by the launcher while it lasts."""
+        return self.path / "simulation.json"
+
+    @property
     def corpus(self) -> Path:
         """Tokenized documents, memory-mapped by every process of this machine."""
         return self.path / "corpus"

@@ -19,7 +19,7 @@ from dist_train.run_directory import RunDirectory
 from launcher.failures import PREFIX, exit_code, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from dist_train.config import Config
 
@@ -141,6 +141,40 @@ def join(
     typer.echo(f"{config.run.name} is complete")
 
 
+def simulate(
+    run_file: RunFile,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="section.key=value", help="Changes to the config.")
+    ] = None,
+    link: Annotated[
+        str | None,
+        typer.Option("--link", metavar="RATE,LATENCY", help='Every member\'s: "50mbit,40ms", "10mbit/50mbit".'),
+    ] = None,
+    replicas: Annotated[
+        list[str] | None, typer.Option("--replica", metavar="NAME=RATE", help="One member's line: a=10mbit/50mbit.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rehearse a run on this machine, over links as slow as those that it is meant for.
+
+    Example: dist-train simulate demo.toml --link 50mbit,40ms --replica a=10mbit/50mbit
+
+    The same processes as `launch` starts, and the same results. See docs/simulate.md for schedules, and for what
+    enforces the limits.
+    """
+    from launcher import preflight
+    from launcher.simulate import simulate as run_simulated
+    from launcher.simulate import with_options
+    from launcher.view import choose_view
+
+    config = with_options(load(run_file, overrides or ()), link, replicas or ())
+    directory = RunDirectory(Path(config.run.directory))
+    preflight.check(config)
+    with choose_view(as_json=as_json) as view:
+        code = run_simulated(config, directory, view)
+    raise typer.Exit(code)
+
+
 @app.command()
 def report(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Show what a run did and what it sent: loss, rounds, traffic by kind against prediction and baselines.
@@ -217,6 +251,7 @@ def stop(
 def coordinate(
     run_dir: RunDir,
     ready_fd: Annotated[int | None, typer.Option("--ready-fd", help="Where the address is announced.")] = None,
+    address: Annotated[str | None, typer.Option("--address", help="In place of exchange.address.")] = None,
     lifeline: Lifeline = False,
 ) -> None:
     """Run a run's coordinator. `launch` starts it.
@@ -227,8 +262,8 @@ def coordinate(
     def body() -> None:
         from dist_train.coordination import run_coordinator
 
-        directory, config = _open_run(run_dir)
-        run_coordinator(config, directory, lambda address: _announce(address, ready_fd))
+        directory, config = _open_run(run_dir, () if address is None else [f"exchange.address={address}"])
+        run_coordinator(config, directory, lambda bound: _announce(bound, ready_fd))
 
     _run_member("coordinator", body, lifeline=lifeline)
 
@@ -238,7 +273,7 @@ def replica(
     run_dir: RunDir,
     replica_id: Annotated[str, typer.Option("--id", help="Which replica of the config this is.")],
     coordinator: Annotated[str, typer.Option("--coordinator", metavar="HOST:PORT", help="Where the run is.")],
-    stage: Annotated[int, typer.Option("--stage", help="Which stage of it, when it is a pipeline.")] = 0,
+    stage: Annotated[str | None, typer.Option("--stage", help="Which stage of it, when it is a pipeline.")] = None,
     lifeline: Lifeline = False,
 ) -> None:
     """Run one replica. `launch` starts it.
@@ -247,16 +282,19 @@ def replica(
     """
 
     def body() -> None:
-        from dist_train.replica import run_replica
+        from dist_train.enlist import rank_of
+        from dist_train.replica import replica_of, run_replica
 
         directory, config = _open_run(run_dir)
-        run_replica(config, directory, replica_id, coordinator, rank=stage or int(os.environ.get("RANK", "0")))
+        rank = rank_of(replica_of(config, replica_id), stage)
+        run_replica(config, directory, replica_id, coordinator, rank=rank)
 
-    _run_member(replica_id, body, lifeline=lifeline)
+    _run_member(stage or replica_id, body, lifeline=lifeline)
 
 
 def _run_member(member: str, body: Callable[[], None], *, lifeline: bool) -> None:
     """Runs a member of a run in this process; its errors go to its log, which is stderr."""
+    from comms import network
     from launcher import lifeline as ties
     from launcher import logs
 
@@ -265,6 +303,7 @@ def _run_member(member: str, body: Callable[[], None], *, lifeline: bool) -> Non
     if lifeline:
         ties.hold()
     try:
+        network.join(member)
         body()
     except Exception as error:
         code = exit_code(error)
@@ -283,11 +322,11 @@ def _announce(address: str, ready_fd: int | None) -> None:
         announce(ready_fd, address)
 
 
-def _open_run(run_dir: Path) -> tuple[RunDirectory, Config]:
+def _open_run(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[RunDirectory, Config]:
     directory = RunDirectory(run_dir)
     if not directory.config.is_file():
         raise ConfigError(f"{run_dir}: no run is kept here (no {directory.config.name} in it)")
-    return directory, load(directory.config)
+    return directory, load(directory.config, overrides)
 
 
 def _usage_error(error: Exception) -> int:

@@ -20,6 +20,7 @@ from launcher.failures import LaunchError
 from launcher.lock import hold_lock
 from launcher.logs import last_error
 from launcher.members import COORDINATOR
+from launcher.network import RealNetwork
 from launcher.progress import Progress, RunStatus
 from launcher.restarts import Restarts
 from launcher.standing import Standing, committed_rounds, standing
@@ -29,6 +30,7 @@ from launcher.verdict import Verdict, exit_text, is_finishing, judge
 if TYPE_CHECKING:
     from dist_train.config import Config
     from dist_train.run_directory import RunDirectory
+    from launcher.network import Network
     from launcher.status import StatusPoller
     from launcher.supervisor import Command, Event
     from launcher.view import View
@@ -44,7 +46,7 @@ INTERRUPTED_CODE = 130
 ROUNDS_SHOWN = 64
 
 
-def launch(config: Config, directory: RunDirectory, view: View) -> int:
+def launch(config: Config, directory: RunDirectory, view: View, network: Network | None = None) -> int:
     """Runs, or goes on with, the run of `config` in `directory`; the exit code. Expected errors: see `failures`."""
     members.replica_ids(config)
     with hold_lock(directory.path) as lock:
@@ -56,19 +58,31 @@ def launch(config: Config, directory: RunDirectory, view: View) -> int:
         if found is Standing.FALSE_START:
             directory.forget_progress()
         write_atomically(directory.config, config.to_toml().encode())
+        if network is None:
+            directory.simulation.unlink(missing_ok=True)  # what was reached on those links is no longer all there is
         if found is Standing.RESUMED:
             view.say(f"resuming {config.run.name} after round {committed_rounds(directory)} of {config.rounds}")
         supervisor = Supervisor(grace_s=STOP_GRACE_S)
         # Signals stay events until the last child is reaped.
         with supervisor.interrupts(), supervisor:
-            return _LocalRun(config, directory, view, supervisor, lock).run()
+            return _LocalRun(config, directory, view, supervisor, lock=lock, network=network or RealNetwork()).run()
 
 
 class _LocalRun:
     """The course of one launch, from its first process to its verdict."""
 
-    def __init__(self, config: Config, directory: RunDirectory, view: View, supervisor: Supervisor, lock: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        view: View,
+        supervisor: Supervisor,
+        *,
+        lock: int,
+        network: Network,
+    ) -> None:
         self.config, self.directory, self.view, self.supervisor = config, directory, view, supervisor
+        self.network = network
         self.replicas = members.replica_ids(config)
         processes = {replica.id: members.processes_of(replica) for replica in config.replica}
         self.restarts = Restarts(processes, config.launch.restarts)
@@ -85,8 +99,9 @@ class _LocalRun:
             address = self._start_coordinator()
             for replica in self.replicas:
                 self._start_replica(replica, address)
-            self.view.say(f"{self.config.run.name}: {len(self.replicas)} replicas started, coordinator at {address}")
-            verdict = self._watch(address)
+            way_in = self.network.way_in(address)
+            self.view.say(f"{self.config.run.name}: {len(self.replicas)} replicas started, coordinator at {way_in}")
+            verdict = self._watch(way_in, address)
         except KeyboardInterrupt:
             return self._interrupted()
         if verdict.exit_code != 0:
@@ -126,16 +141,20 @@ class _LocalRun:
             self._start(command)
 
     def _start(self, command: Command) -> None:
-        self.log_starts[command.member] = self.supervisor.start(command)
+        with self.network.entered(command.member):
+            self.log_starts[command.member] = self.supervisor.start(self.network.equip(command))
 
-    def _watch(self, address: str) -> Verdict:
-        """Takes events until the run is over. KeyboardInterrupt when a signal ends it."""
+    def _watch(self, way_in: str, address: str) -> Verdict:
+        """Takes events until the run is over. KeyboardInterrupt when a signal ends it.
+
+        The coordinator is at `way_in` for this process, and at `address` for the replicas.
+        """
         # gRPC starts threads; the children come first.
         from comms.certificates import OPERATOR  # noqa: PLC0415
         from dist_train.security import security_of  # noqa: PLC0415
         from launcher.status import StatusPoller  # noqa: PLC0415
 
-        with StatusPoller(address, security_of(self.config, OPERATOR), self.supervisor.tell) as poller:
+        with StatusPoller(way_in, security_of(self.config, OPERATOR), self.supervisor.tell) as poller:
             look_at_s = time.monotonic()
             while (verdict := self._verdict()) is None:
                 if time.monotonic() >= look_at_s:

@@ -54,14 +54,14 @@ def replica_commands(
             arguments=(
                 *_launcher(section.ranks),
                 *("replica", str(directory.path), *identity),
-                *(("--stage", str(stage)) if section.pipeline else ()),
+                *(("--stage", process) if section.pipeline else ()),
                 "--lifeline",
             ),
             log=directory.log(process),
             environment=_environment(config),
             kept_descriptors=kept_descriptors,
         )
-        for stage, process in enumerate(processes_of(section))
+        for process in processes_of(section)
     )
 
 

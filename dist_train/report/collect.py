@@ -18,6 +18,7 @@ from dist_train.report.contents import (
     Status,
 )
 from dist_train.report.facts import RunFacts, read_facts
+from dist_train.report.links import collect_links
 from dist_train.report.metrics import COMPUTE_PHASE, EXCHANGE_PHASES, RoundRow, read_rounds
 from dist_train.report.traffic import predicted_exchange_bytes, read_ledgers, traffic_parts
 
@@ -46,7 +47,7 @@ def collect(directory: RunDirectory, *, is_running: bool = False) -> Report:
         rounds_detail=tuple(_round(row) for row in rows),
         traffic=traffic_parts(read_ledgers(directory.ledgers), _predicted_bytes(config, rows, facts)),
         pseudo_gradient=_pseudo_gradient(rows, facts),
-        links=(),
+        links=collect_links(directory),
         baselines=_baselines(config, rows, facts),
         loss=_loss(rows, facts),
         tokens=sum(row.total_tokens for row in rows),

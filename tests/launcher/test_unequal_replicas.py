@@ -59,7 +59,7 @@ def test_a_stage_dies_and_its_replica_comes_back(unequal_run: Callable[..., Path
     file = unequal_run(100_000, steps=60)  # rounds that are slower to train than to catch up with
     with launched(file) as launcher:
         read_until(launcher, "round 2/")
-        os.kill(pid_of_stage(file, 1), signal.SIGKILL)
+        os.kill(pid_of_stage(file, "old2"), signal.SIGKILL)
         assert "old2.log" in read_until(launcher, "stage old2 of replica c was killed by SIGKILL")
         read_until(launcher, "without c")
         read_until(launcher, "replica c is started again (1 of 3)")
@@ -72,9 +72,9 @@ def test_a_stage_dies_and_its_replica_comes_back(unequal_run: Callable[..., Path
     assert all({"a", "b"} <= set(row["contributors"]) for row in rows)
 
 
-def pid_of_stage(file: Path, stage: int) -> int:
+def pid_of_stage(file: Path, stage: str) -> int:
     """From what runs now."""
-    wanted = [os.fsencode(part) for part in (str(file.parent / "run"), "--stage", str(stage))]
+    wanted = [os.fsencode(part) for part in (str(file.parent / "run"), "--stage", stage)]
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (folder / "cmdline").read_bytes().split(b"\0")

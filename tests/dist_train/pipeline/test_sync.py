@@ -44,7 +44,7 @@ def mixed(settings: Config) -> tuple[list[InnerOptimizer], list[PseudoGradientMe
 
 def exchange(methods: Sequence[PseudoGradientMethod], tokens: Sequence[int] = (1, 1)) -> dict[str, Tensor]:
     """A whole outer round over real payloads; returns what was sent by the first replica, per fragment, unpacked."""
-    sent = {}
+    sent: dict[str, Tensor] = {}
     for fragment, layout in methods[0].layouts.items():
         payloads = [m.codec.encode(m.contribution(fragment), layout) for m in methods]
         updates = [methods[-1].codec.decode(payload, layout) for payload in payloads]
