@@ -39,10 +39,9 @@ if TYPE_CHECKING:
 MOST_WORDS_PER_VALUE = 4
 MOST_WORDS_PER_LEVEL = 12
 """No symbol can take more 16-bit words."""
-PLACE_SHARE = 0.97
-SIGN_BITS = 0.84
-MAGNITUDE_BITS = 0.5
-LEVEL_BITS = 2.2
+SIGN_BITS = 0.865
+MAGNITUDE_BITS = 0.515
+LEVEL_BITS = 2.27
 _LENGTH_BYTES = 4
 
 
@@ -50,6 +49,7 @@ class Entropy:
     """Adaptive models and a range coder. A `compression.streams.StreamCoder` for levels of 12 bits, codes of 1 or 2."""
 
     coder_id = 2
+    learns = True
     streams: tuple[str, ...] = ("lanes",)
 
     def encode(self, symbols: Symbols, quota: Quota, quantizer: Quantizer) -> Sequence[bytes]:
@@ -89,13 +89,13 @@ class Entropy:
         return [(lengths + 2 * len(lanes), lengths + 2 * most)]
 
     def expected(self, quota: Quota, quantizer: Quantizer) -> int:
-        """What real pseudo-gradients take after the first rounds: measured shares of what can be calculated.
+        """What real pseudo-gradients take after many rounds: measured shares of what can be calculated.
 
-        PLACE_SHARE of the uniform bound log2 binomial(real values, kept) of each chunk, SIGN_BITS and MAGNITUDE_BITS
-        a value, LEVEL_BITS a level. docs/experiments.md says how far they differ from model to model.
+        The uniform bound log2 binomial(real values, kept) of each chunk, SIGN_BITS and MAGNITUDE_BITS a value,
+        LEVEL_BITS a level. docs/experiments.md says how far they differ from model to model.
         """
         per_value = SIGN_BITS + MAGNITUDE_BITS * (quantizer.code_bits - 1)
-        bits = PLACE_SHARE * uniform_bound_bits(quota) + per_value * quota.total
+        bits = uniform_bound_bits(quota) + per_value * quota.total
         bits += LEVEL_BITS * quantizer.code_bits * quota.layout.num_chunks
         return math.ceil(bits / 8) + (2 + _LENGTH_BYTES) * len(lanes_of(quota)) - _LENGTH_BYTES
 
