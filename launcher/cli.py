@@ -108,7 +108,7 @@ def launch(
 
 
 @app.command()
-def plan(
+def plan(  # noqa: PLR0917 - a parameter is an option here
     run_file: RunFile,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="section.key=value", help="Changes to the config.")

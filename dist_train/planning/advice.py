@@ -69,7 +69,7 @@ def _deadlines(config: Config, group: ReplicaPart) -> list[ProblemPart]:
             ProblemPart(
                 severity="error",
                 what=f"{group.ids[0]} is done {seconds_text(late_s)} before the slowest, which is then left out",
-                remedy=f"set exchange.publish_deadline_s = {math.ceil(late_s * 1.5)}, or give the slow one fewer tokens",
+                remedy=f"set exchange.publish_deadline_s = {math.ceil(late_s * 1.5)}, or leave the slow one out",
             )
         )
     return found
@@ -132,4 +132,6 @@ def _crossover(plan: Plan) -> list[ProblemPart]:
         f"each of {plan.replicas} replicas downloads {bytes_text(crossing.all_gather_bytes)} a round; "
         f"the sum of all would be {bytes_text(crossing.aggregate_bytes)}"
     )
-    return [ProblemPart(severity="advice", what=what, remedy="lower sparseloco.k, or use fewer replicas of more machines")]
+    return [
+        ProblemPart(severity="advice", what=what, remedy="lower sparseloco.k, or make fewer replicas, of more machines")
+    ]

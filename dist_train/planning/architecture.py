@@ -1,7 +1,7 @@
 """A Llama by formula: every tensor's shape, what a token costs, what stays in memory. Builds nothing, needs no torch.
 
-Symbols: d = hidden_size, q = heads * head_dim, g = kv_heads * head_dim, f = intermediate_size, V tokens, L layers, n the
-tokens of a document.
+Symbols: d = hidden_size, q = heads * head_dim, g = kv_heads * head_dim, f = intermediate_size, V tokens, L layers, n
+the tokens of a document.
 
     parameters of a layer   2 d q + 2 d g + 3 d f + 2 d   (+ biases, + norms of queries and keys, by family)     (1)
     operations a token      6 (parameters in matrices) + 6 n q          forward 2, backward 4, causal attention  (2)

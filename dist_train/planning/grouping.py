@@ -7,24 +7,25 @@ With v_r the tokens/s of replica r (`stages`), R replicas, and a pace:
 
 is to be large; machines may stay out. Of equals, the grouping with the fewest stages. Up to MOST_EXACT machines every
 grouping is compared (dynamic programming over sets of machines); above, for every number of replicas machines are dealt
-out, the fastest first, always to the group that is slowest so far, and the few best by sum of speeds are worked out.
+out, the fastest (or the largest) first, always to the group with least so far, and the best by sum of speeds are worked
+out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dist_train.planning.devices import Device, Network
-from dist_train.planning.stages import NoPlacement, Pins, Pipeline, Workload, arrange
+from dist_train.planning.stages import Pins, Pipeline, PlacementError, Workload, arrange
 
 Pace = Literal["steps", "seconds"]
 MOST_EXACT = 5
 """Machines of which every grouping is compared. Among more, orders of more stages than that are not all compared."""
-WORKED_OUT = 2
-"""Of the dealt groupings."""
+WORKED_OUT = 3
+"""Dealt groupings of which every group can hold the model."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Placement:
 
 
 def place(work: Workload, devices: Sequence[Device], network: Network, pace: Pace = "steps") -> Placement:
-    """The best grouping. NoPlacement when no group of these machines can hold the model."""
+    """The best grouping. PlacementError when no group of these machines can hold the model."""
     groups = _Groups(work, network)
     chosen = _exact(devices, groups, pace) if len(devices) <= MOST_EXACT else _dealt(devices, groups, pace)
     pipelines = tuple(p for group in chosen if (p := groups.best(group)) is not None)
     if not pipelines:
-        raise groups.complaint or NoPlacement("there is no machine to place; add [[device]] sections")
+        raise groups.complaint or PlacementError("there is no machine to place; add [[device]] sections")
     used = {stage.device.name for pipeline in pipelines for stage in pipeline.stages}
     idle = tuple(device for device in devices if device.name not in used)
     return Placement(pipelines, idle, total_tokens_per_s([p.tokens_per_s for p in pipelines], pace))
@@ -60,7 +61,7 @@ class _Groups:
         self._work = work
         self._network = network
         self._known: dict[tuple[object, ...], Pipeline | None] = {}
-        self.complaint: NoPlacement | None = None
+        self.complaint: PlacementError | None = None
         """Of the largest group that was refused."""
         self._refused = 0
 
@@ -70,7 +71,7 @@ class _Groups:
         if key not in self._known:
             try:
                 self._known[key] = arrange(self._work, devices, self._network, Pins(), MOST_EXACT)
-            except NoPlacement as error:
+            except PlacementError as error:
                 self._known[key] = None
                 if len(devices) >= self._refused and len(devices) <= self._work.layers:
                     self.complaint, self._refused = error, len(devices)
@@ -142,30 +143,44 @@ def _dealt(devices: Sequence[Device], groups: _Groups, pace: Pace) -> list[list[
     solo = [device for device in devices if groups.could_hold([device]) and groups.best([device]) is not None]
     strong = {device.name for device in solo}
     weak = [device for device in devices if device.name not in strong]
-    candidates = [
-        [group for group in _deal(weak, count) if groups.could_hold(group)] + [[device] for device in solo]
-        for count in range(len(weak) + 1)
-    ]
-    candidates += [[g for g in _deal(devices, n) if groups.could_hold(g)] for n in range(1, len(devices) + 1)]
+    candidates = [[[device] for device in solo]]
+    for by in (_speed, _memory):
+        for count in range(1, len(devices) + 1):
+            candidates.append([*_deal(weak, count, by), *([device] for device in solo)])
+            candidates.append(_deal(devices, count, by))
 
     def promise(grouping: Sequence[Sequence[Device]]) -> tuple[float, int]:
         speeds = [sum(device.flops_per_s for device in group) for group in grouping]
         return total_tokens_per_s(speeds, pace), -sum(len(group) for group in grouping)
 
-    def worth(grouping: Sequence[Sequence[Device]]) -> float:
+    best, most, worked_out = list[list[Device]](), 0.0, 0
+    for grouping in sorted((c for c in candidates if c), key=promise, reverse=True):
+        if not all(groups.could_hold(group) for group in grouping):
+            continue
         rates = [p.tokens_per_s for group in grouping if (p := groups.best(group)) is not None]
-        return total_tokens_per_s(rates, pace)
+        value = total_tokens_per_s(rates, pace)
+        if value > most:
+            best, most = grouping, value
+        worked_out += len(rates) == len(grouping)
+        if worked_out == WORKED_OUT:
+            break
+    return best
 
-    promising = sorted((c for c in candidates if c), key=promise, reverse=True)[:WORKED_OUT]
-    return max(promising, key=worth, default=[])
+
+def _speed(device: Device) -> float:
+    return device.flops_per_s
 
 
-def _deal(devices: Sequence[Device], count: int) -> list[list[Device]]:
-    """`count` groups of about equal speed."""
+def _memory(device: Device) -> float:
+    return device.memory_bytes
+
+
+def _deal(devices: Sequence[Device], count: int, by: Callable[[Device], float]) -> list[list[Device]]:
+    """`count` groups of about equal sums."""
     groups: list[list[Device]] = [[] for _ in range(count)]
-    speeds = [0.0] * count
-    for device in sorted(devices, key=lambda device: -device.flops_per_s) if count else ():
-        slowest = speeds.index(min(speeds))
-        groups[slowest].append(device)
-        speeds[slowest] += device.flops_per_s
-    return groups
+    sums = [0.0] * count
+    for device in sorted(devices, key=by, reverse=True):
+        least = sums.index(min(sums))
+        groups[least].append(device)
+        sums[least] += by(device)
+    return [group for group in groups if group]

@@ -10,7 +10,7 @@ from dist_train.config import Config, ConfigError, DeviceConfig, ReplicaConfig
 from dist_train.planning.devices import Device, Link, Network
 from dist_train.planning.grouping import place
 from dist_train.planning.round_seconds import APPLY_PARAMETERS_PER_S, DECODE_PARAMETERS_PER_S, ENCODE_PARAMETERS_PER_S
-from dist_train.planning.stages import NoPlacement, Pins, Pipeline, Workload, arrange, evaluate
+from dist_train.planning.stages import Pins, Pipeline, PlacementError, Workload, arrange, evaluate
 from dist_train.rates import latency_s, line_of
 
 SHOWN_IDS = 4
@@ -92,9 +92,7 @@ def _members(replica: ReplicaConfig, machines: Mapping[str, Machine]) -> tuple[s
     """The machines that a replica names; none where it leaves that open."""
     members: tuple[str, ...] = tuple(getattr(replica, "pipeline", None) or ())
     if unknown := [name for name in members if name not in machines]:
-        raise ConfigError(
-            f'replica {replica.id}: pipeline names "{unknown[0]}", of which no [[device]] section says anything; add one'
-        )
+        raise ConfigError(f'replica {replica.id}: pipeline names "{unknown[0]}", which is no [[device]]; add a section')
     return members or ((replica.id,) if replica.id in machines else ())
 
 
@@ -114,7 +112,7 @@ def _pinned(replica: ReplicaConfig, machines: list[Machine], work: Workload) -> 
         return _dense(replica.id, machines[0], work)
     try:
         pipeline = arrange(work, devices, network, pins)
-    except NoPlacement as error:
+    except PlacementError as error:
         raise ConfigError(f"replica {replica.id}: {error}") from None
     return Group((replica.id,), 1, tuple(machines), pipeline, value_bytes)
 
@@ -135,7 +133,7 @@ def _placed(
     pace = "seconds" if getattr(config.inner, "seconds", None) else "steps"
     try:
         found = place(work, [machine.device() for machine in free], network_of(free), pace)
-    except NoPlacement as error:
+    except PlacementError as error:
         raise ConfigError(str(error)) from None
     by_name = {machine.name: machine for machine in free}
     taken = {group.ids[0] for group in pinned}

@@ -1,7 +1,7 @@
 """How fast this machine trains the model of a config: one layer forward and backward, and the codec. A few seconds.
 
-    step of n layers = rest + n layer      two models, of one and of two layers, on one micro-batch
-    layer = t(2) - t(1),   rest = 2 t(1) - t(2)      least of REPEATS each, taken in turns
+step of n layers = rest + n layer      two models, of one and of two layers, on one micro-batch
+layer = t(2) - t(1),   rest = 2 t(1) - t(2)      least of REPEATS each, taken in turns
 """
 
 from __future__ import annotations

@@ -80,6 +80,17 @@ class Payload:
     values: int
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What all replicas of a plan have in common."""
+
+    config: Config
+    architecture: Architecture
+    work: Workload
+    payload: Payload
+    exchange: Exchange
+
+
 def predict(config: Config, assumptions: Assumptions = Assumptions()) -> Plan:
     """The plan of `config`. ConfigError, one line, where machines cannot hold the model or names do not fit."""
     config = _with_line(config, assumptions)
@@ -90,7 +101,8 @@ def predict(config: Config, assumptions: Assumptions = Assumptions()) -> Plan:
     payload = payload_of(config, architecture, bits_per_value)
     count = sum(group.count for group in crew.groups)
     exchange = _exchange(config, architecture, crew, payload, count)
-    groups = [_replica(config, architecture, work, group, exchange, payload) for group in crew.groups]
+    run = _Run(config, architecture, work, payload, exchange)
+    groups = [_replica(run, group) for group in crew.groups]
     overlap = bool(getattr(config.exchange, "overlap", False))
     own_s = [group.phases.round_s(overlap=overlap) for group in groups]
     round_s = None if None in own_s else max(s for s in own_s if s is not None)
@@ -224,10 +236,8 @@ def _speaker(group: Group) -> Machine:
     return min(group.machines, key=lambda machine: machine.up_bits_per_second)
 
 
-def _replica(
-    config: Config, architecture: Architecture, work: Workload, group: Group, exchange: Exchange, payload: Payload
-) -> ReplicaPart:
-    pipeline = group.pipeline
+def _replica(run: _Run, group: Group) -> ReplicaPart:
+    config, work, exchange, pipeline = run.config, run.work, run.exchange, group.pipeline
     whole = config.inner.batch_tokens / (work.micro_batches * work.micro_batch_tokens)
     machine = _speaker(group)
     speed = Speed(
@@ -249,7 +259,7 @@ def _replica(
         kind="dense" if len(pipeline.stages) == 1 else "pipeline",
         rank_k=pipeline.rank_k,
         boundary_bound=pipeline.waits_for_links,
-        stages=_stages(config, architecture, work, group, exchange, payload),
+        stages=_stages(run, group),
         links=links,
         phases=phases,
         waiting_s=None,
@@ -261,18 +271,17 @@ def _replica(
     )
 
 
-def _stages(
-    config: Config, architecture: Architecture, work: Workload, group: Group, exchange: Exchange, payload: Payload
-) -> tuple[StagePart, ...]:
+def _stages(run: _Run, group: Group) -> tuple[StagePart, ...]:
     parts, first_layer = [], 0
+    work = run.work
     stages = group.pipeline.stages
     for i, (stage, machine) in enumerate(zip(stages, group.machines, strict=True)):
         memory = stage_memory(
-            config, architecture, work,
+            run.config, run.architecture, work,
             layers=stage.layers, first=i == 0, last=i == len(stages) - 1,
             micro_batches=min(work.micro_batches, len(stages) - i),
             compressed=group.pipeline.rank_k is not None,
-            exchanged_bytes=exchange.replicas * sum(payload.sizes_bytes) // len(stages),
+            exchanged_bytes=run.exchange.replicas * sum(run.payload.sizes_bytes) // len(stages),
         )  # fmt: skip
         known = math.isfinite(machine.memory_bytes)
         parts.append(
@@ -373,9 +382,7 @@ def _payload_part(
 def _traffic(
     config: Config, groups: tuple[Group, ...], work: Workload, exchange: Exchange, payload: Payload
 ) -> tuple[TrafficPart, ...]:
-    exchanged = predicted_exchange_bytes(
-        [exchange.replicas], payload.sizes_bytes, config.exchange.route, stream_bytes
-    )
+    exchanged = predicted_exchange_bytes([exchange.replicas], payload.sizes_bytes, config.exchange.route, stream_bytes)
     forth = back = 0
     for group in groups:
         boundaries = group.count * (len(group.machines) - 1)
@@ -416,9 +423,7 @@ def num_values_of(architecture: Architecture) -> int:
     return architecture.embed_parameters + layers + architecture.head_parameters
 
 
-def _cost(
-    config: Config, crew: Crew, groups: list[ReplicaPart], tokens: int, round_s: float | None
-) -> CostPart | None:
+def _cost(config: Config, crew: Crew, groups: list[ReplicaPart], tokens: int, round_s: float | None) -> CostPart | None:
     prices = config.prices
     if round_s is None or not (prices.device_hour or prices.sent_gigabyte):
         return None

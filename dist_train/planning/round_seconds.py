@@ -107,7 +107,5 @@ def _fetch_s(speed: Speed, exchange: Exchange) -> float:
     if exchange.route == "direct":
         seconds = bits / min(speed.down_bits_per_second, exchange.slowest_up_bits_per_second)
     else:
-        seconds = max(
-            bits / speed.down_bits_per_second, bits * exchange.replicas / exchange.relay_up_bits_per_second
-        )
+        seconds = max(bits / speed.down_bits_per_second, bits * exchange.replicas / exchange.relay_up_bits_per_second)
     return seconds + ROUND_TRIPS * 2 * speed.latency_s  # (4)

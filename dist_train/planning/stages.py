@@ -28,6 +28,7 @@ Paper: Obeidi et al., arXiv 2601.02360, composes such pipelines with SparseLoCo;
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -115,16 +116,16 @@ class Pipeline:
         return self.bottleneck_s > max(stage.compute_s for stage in self.stages) * (1 + 1e-9)
 
 
-class NoPlacement(ValueError):
+class PlacementError(ValueError):
     """These machines cannot hold this model. One line: what is too small, and what would help."""
 
 
 def arrange(
     work: Workload, devices: Sequence[Device], network: Network, pins: Pins = Pins(), most_exact: int = MOST_EXACT
 ) -> Pipeline:
-    """The best pipeline in which every one of `devices` has at least one layer. NoPlacement if there is none."""
+    """The best pipeline in which every one of `devices` has at least one layer. PlacementError if there is none."""
     if len(devices) > work.layers:
-        raise NoPlacement(
+        raise PlacementError(
             f"{len(devices)} stages for {work.layers} layers would leave a stage without layers; use fewer machines"
         )
     if pins.split is not None:
@@ -183,23 +184,19 @@ def _best_of(work: Workload, orders: Sequence[Sequence[Device]], network: Networ
     found: list[Pipeline] = []
     for order in orders:
 
-        def search(
-            costs: _Costs, operation: _Operation, count: int = len(order)
-        ) -> tuple[float, list[int], list[int]]:
+        def search(costs: _Costs, operation: _Operation, count: int = len(order)) -> tuple[float, list[int], list[int]]:
             return _along(count, work.layers, costs, operation)
 
         try:
             found.append(_lexicographic(work, order, network, pins, search))
-        except NoPlacement as error:
+        except PlacementError as error:
             reason = error
     if not found:
         raise reason
     return min(found, key=lambda pipeline: (pipeline.bottleneck_s, -(pipeline.rank_k or math.inf), pipeline.step_s))
 
 
-def _lexicographic(
-    work: Workload, devices: Sequence[Device], network: Network, pins: Pins, search: Search
-) -> Pipeline:
+def _lexicographic(work: Workload, devices: Sequence[Device], network: Network, pins: Pins, search: Search) -> Pipeline:
     """(7), then (8), then (9)."""
     links = [[network.link(a.name, b.name) for b in devices] for a in devices]
     seconds_a_byte = np.array([[8 / link.bits_per_second for link in row] for row in links])
@@ -209,7 +206,7 @@ def _lexicographic(
     hop_s = work.hop_bytes(rank_k) * seconds_a_byte  # (2)
     table = _stage_seconds(work, devices, compressed=len(devices) > 1 and not pins.uncompressed)
 
-    bottleneck_s, _, _ = search(_Costs(lambda d, behind, before: table(d, behind, before), hop_s), np.maximum)  # (7)
+    bottleneck_s, _, _ = search(_Costs(table, hop_s), np.maximum)  # (7)
     if not math.isfinite(bottleneck_s):
         raise _too_small(work, devices, pins)
 
@@ -244,15 +241,13 @@ def _given(work: Workload, devices: Sequence[Device], network: Network, pins: Pi
     """What was decided, as it is; the rank still chosen where it is open."""
     split = pins.split or ()
     if len(split) != len(devices) or sum(split) != work.layers or min(split) < 1:
-        raise NoPlacement(
+        raise PlacementError(
             f"split = {list(split)} does not give {work.layers} layers to {len(devices)} stages, at least one to each"
         )
     if pins.rank_k or pins.uncompressed or len(devices) == 1:
         return evaluate(work, devices, split, network, pins.rank_k)
     dense = evaluate(work, devices, split, network, _mildest(work))
-    slowest = max(
-        8 / network.link(a.name, b.name).bits_per_second for a, b in zip(devices, devices[1:], strict=False)
-    )
+    slowest = max(8 / network.link(a.name, b.name).bits_per_second for a, b in itertools.pairwise(devices))
     return evaluate(work, devices, split, network, _rank(work, dense.bottleneck_s, slowest))
 
 
@@ -263,7 +258,7 @@ def evaluate(
     compressed = len(devices) > 1 and rank_k is not None and rank_k < work.hidden_size
     rank_k = rank_k if compressed else None
     table = _stage_seconds(work, devices, compressed=compressed, check_memory=False)
-    links = [network.link(a.name, b.name) for a, b in zip(devices, devices[1:], strict=False)]
+    links = [network.link(a.name, b.name) for a, b in itertools.pairwise(devices)]
     hops = [8 * work.hop_bytes(rank_k) / link.bits_per_second for link in links]  # (2)
     stages = []
     for i, (device, layers) in enumerate(zip(devices, split, strict=True)):
@@ -315,18 +310,18 @@ def _memory(work: Workload, behind: int, before: int, compressed: bool) -> Costs
     return memory
 
 
-def _too_small(work: Workload, devices: Sequence[Device], pins: Pins) -> NoPlacement:
+def _too_small(work: Workload, devices: Sequence[Device], pins: Pins) -> PlacementError:
     compressed = len(devices) > 1 and not pins.uncompressed
     least = float(_memory(work, 0, 1, compressed)[1]) - work.head_bytes - work.head_activation_bytes
     for device in devices:
         if device.memory_bytes < least:
-            return NoPlacement(
+            return PlacementError(
                 f"device {device.name} has {device.memory_bytes / 1e9:.1f} GB, and one layer alone takes "
                 f"{least / 1e9:.1f} GB; leave it out, or lower inner.micro_batch_tokens"
             )
-    names = ", ".join(device.name for device in devices)
+    names = ", ".join(device.name for device in devices[:4]) + (", …" if len(devices) > 4 else "")
     held = sum(device.memory_bytes for device in devices)
-    return NoPlacement(
+    return PlacementError(
         f"{names} ({held / 1e9:.1f} GB together) cannot hold {work.layers} layers; "
         f"add a machine, or lower inner.micro_batch_tokens"
     )
@@ -396,6 +391,8 @@ def _over_sets(count: int, layers: int, costs: _Costs, operation: _Operation) ->
         behind_it[both, new] = np.take_along_axis(next_device, np.arange(layers + 1) - layers_of_new, 1)
     device = int(np.argmin(least[every, :, layers]))
     total, order, split = float(least[every, device, layers]), list[int](), list[int]()
+    if math.isinf(total):
+        return total, order, split
     placed, left = every, layers
     while placed:
         n = int(taken[placed, device, left])

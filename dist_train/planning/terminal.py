@@ -106,7 +106,7 @@ def _bytes(plan: Plan) -> Table:
         crossing = plan.crossover
         table.caption = (
             f"A relay that adds up would send each replica {bytes_text(crossing.aggregate_bytes)} instead of "
-            f"{bytes_text(crossing.all_gather_bytes)} a round;\nit wins from {crossing.replicas or UNKNOWN} replicas on."
+            f"{bytes_text(crossing.all_gather_bytes)} a round;\nless from {crossing.replicas or UNKNOWN} replicas on."
         )
         table.caption_justify = "left"
     return table

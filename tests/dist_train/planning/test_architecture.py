@@ -36,7 +36,7 @@ def built_shapes(config: ModelConfig) -> dict[str, dict[str, tuple[int, ...]]]:
     grouped=st.booleans(),
 )
 def test_shapes_and_parameters_equal_the_built_model_s(
-    heads: int, half: int, layers: int, vocab: int, inner: int | None, grouped: bool
+    *, heads: int, half: int, layers: int, vocab: int, inner: int | None, grouped: bool
 ) -> None:
     config = ModelConfig(
         hidden_size=2 * half * heads, layers=layers, heads=heads, kv_heads=1 if grouped else None,

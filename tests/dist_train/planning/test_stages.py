@@ -6,14 +6,16 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import pytest
 
 from dist_train.planning.devices import Device, Link, Network
 from dist_train.planning.grouping import place, total_tokens_per_s
-from dist_train.planning.stages import NoPlacement, Pins, Pipeline, Workload, arrange, evaluate
+from dist_train.planning.stages import Pins, Pipeline, PlacementError, Workload, arrange, evaluate
 
 CASES = 500
+GROUPED_CASES = 150
 
 
 def random_case(seed: int) -> tuple[Workload, list[Device], Network]:
@@ -40,7 +42,7 @@ def random_case(seed: int) -> tuple[Workload, list[Device], Network]:
     ]
     between = {
         (a.name, b.name): Link(rng.choice([50.0, 400.0, 1e4, math.inf]), rng.choice([0.0, 0.25]))
-        for a, b in itertools.combinations(devices, 2)
+        for a, b in combinations(devices, 2)
     }
     return work, devices, Network(Link(), between)
 
@@ -105,7 +107,7 @@ def test_orders_and_cuts_equal_brute_force_on_500_small_cases() -> None:
         work, devices, network = random_case(seed)
         wanted = tried_out(work, devices, network) if len(devices) <= work.layers else None
         if wanted is None:
-            with pytest.raises(NoPlacement) as refusal:
+            with pytest.raises(PlacementError) as refusal:
                 arrange(work, devices, network)
             assert "\n" not in str(refusal.value)
             continue
@@ -130,19 +132,25 @@ def partitions(devices: Sequence[Device]) -> Iterator[list[list[Device]]]:
             yield [*grouping[:i], [first, *group], *grouping[i + 1 :]]
 
 
+def rate(work: Workload, group: Sequence[Device], network: Network) -> float:
+    try:
+        return arrange(work, group, network).tokens_per_s if group else 0.0
+    except PlacementError:
+        return 0.0
+
+
 @pytest.mark.parametrize("pace", ["steps", "seconds"])
 def test_groupings_equal_brute_force(pace: str) -> None:
-    for seed in range(CASES // 2):
+    for seed in range(GROUPED_CASES):
         work, devices, network = random_case(seed)
+        rate_of = {frozenset(group): rate(work, group, network) for n in range(5) for group in combinations(devices, n)}
         best = 0.0
         for grouping in partitions(devices):
-            try:
-                rates = [arrange(work, group, network).tokens_per_s for group in grouping]
-            except NoPlacement:
-                continue
-            best = max(best, total_tokens_per_s(rates, "steps" if pace == "steps" else "seconds"))
+            rates = [rate_of[frozenset(group)] for group in grouping]
+            if all(rates):
+                best = max(best, total_tokens_per_s(rates, "steps" if pace == "steps" else "seconds"))
         if not best:
-            with pytest.raises(NoPlacement):
+            with pytest.raises(PlacementError):
                 place(work, devices, network)
             continue
         placement = place(work, devices, network, "steps" if pace == "steps" else "seconds")
@@ -151,7 +159,7 @@ def test_groupings_equal_brute_force(pace: str) -> None:
         assert sorted(d.name for d in [*used, *placement.idle]) == sorted(d.name for d in devices)
 
 
-# 16 layers of d = 2048 on four cards. Speeds are what fits the published throughputs and is half of what the data sheets
+# 16 layers of d = 2048 on four cards. Speeds are what fits the published throughputs, half of what the data sheets
 # promise or less; 4 micro-batches of 2048 tokens, 10 ms. Attention, embedding and head are left out.
 D = 2048
 LAYER_FLOPS = 6 * 12 * D * D
@@ -219,7 +227,7 @@ def test_in_flight_micro_batches_put_large_memory_first() -> None:
 )
 def test_what_cannot_be_placed_is_one_clear_line(devices: list[Device], layers: int, pins: Pins, message: str) -> None:
     work = Workload(layers, 8, 1, 1, layer_flops=1.0, layer_bytes=1.0)
-    with pytest.raises(NoPlacement, match=message) as error:
+    with pytest.raises(PlacementError, match=message) as error:
         arrange(work, devices, Network(), pins)
     assert "\n" not in str(error.value)
 
