@@ -25,6 +25,7 @@ import torch
 from compression import level
 from compression.codec import PayloadError
 from compression.lanes import lanes_of
+from compression.layout import MAX_CHUNK
 from compression.slab import code_lane
 from compression.streams import Symbols
 
@@ -102,9 +103,10 @@ class Entropy:
 
 def uniform_bound_bits(quota: Quota) -> float:
     """Bits that the places take when all are equally likely: the sum of log2 binomial(real values, kept)."""
-    pairs, times = np.unique(np.stack([quota.layout.num_real, quota.counts]), axis=1, return_counts=True)
+    pairs, times = np.unique(quota.layout.num_real * (MAX_CHUNK + 1) + quota.counts, return_counts=True)
     bits = 0.0
-    for n, k, count in zip(*pairs.tolist(), times.tolist(), strict=True):
+    for pair, count in zip(pairs.tolist(), times.tolist(), strict=True):
+        n, k = divmod(pair, MAX_CHUNK + 1)
         bits += count * (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
     return bits
 

@@ -51,7 +51,7 @@ class Architecture:
 
     def fragment_shapes(self) -> dict[str, Shapes]:
         """Shapes by fragment and name, as `dist_train.model.fragments` has them."""
-        embed = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
+        embed: Shapes = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
         head: Shapes = {"model.norm.weight": (self.hidden_size,)}
         if not self.tied:
             head["lm_head.weight"] = (self.vocab_size, self.hidden_size)

@@ -6,9 +6,9 @@ With v_r the tokens/s of replica r (`stages`), R replicas, and a pace:
     "seconds"   each does as much as it can in the same time:                                sum v_r       (2)
 
 is to be large; machines may stay out. Of equals, the grouping with the fewest stages. Up to MOST_EXACT machines every
-grouping is compared (dynamic programming over sets of machines); above, for every number of replicas machines are dealt
-out, the fastest (or the largest) first, always to the group with least so far, and the best by sum of speeds are worked
-out.
+grouping is compared (dynamic programming over sets of machines); above, machines are dealt out,
+the fastest (or the largest) first, always to the group with least so far; halving finds the most replicas for which
+every group can hold the model, and the best grouping on the way there is taken.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from dist_train.planning.stages import Pins, Pipeline, PlacementError, Workload,
 
 Pace = Literal["steps", "seconds"]
 MOST_EXACT = 5
-"""Machines of which every grouping is compared. Among more, orders of more stages than that are not all compared."""
-WORKED_OUT = 3
-"""Dealt groupings of which every group can hold the model."""
+"""Machines of which every grouping is compared."""
+MOST_EXACT_STAGES = 3
+"""Among more machines: stages of which every order is compared."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Placement:
 
 def place(work: Workload, devices: Sequence[Device], network: Network, pace: Pace = "steps") -> Placement:
     """The best grouping. PlacementError when no group of these machines can hold the model."""
-    groups = _Groups(work, network)
-    chosen = _exact(devices, groups, pace) if len(devices) <= MOST_EXACT else _dealt(devices, groups, pace)
+    few = len(devices) <= MOST_EXACT
+    groups = _Groups(work, network, MOST_EXACT if few else MOST_EXACT_STAGES)
+    chosen = _exact(devices, groups, pace) if few else _dealt(devices, groups, pace)
     pipelines = tuple(p for group in chosen if (p := groups.best(group)) is not None)
     if not pipelines:
         raise groups.complaint or PlacementError("there is no machine to place; add [[device]] sections")
@@ -57,8 +58,9 @@ def total_tokens_per_s(rates: Sequence[float], pace: Pace) -> float:
 class _Groups:
     """The best pipeline of a group of machines, worked out once for all groups that are alike."""
 
-    def __init__(self, work: Workload, network: Network) -> None:
+    def __init__(self, work: Workload, network: Network, most_exact: int) -> None:
         self._work = work
+        self._most_exact = most_exact
         self._network = network
         self._known: dict[tuple[object, ...], Pipeline | None] = {}
         self.complaint: PlacementError | None = None
@@ -70,7 +72,7 @@ class _Groups:
         key = tuple(device.name for device in devices)
         if key not in self._known:
             try:
-                self._known[key] = arrange(self._work, devices, self._network, Pins(), MOST_EXACT)
+                self._known[key] = arrange(self._work, devices, self._network, Pins(), self._most_exact)
             except PlacementError as error:
                 self._known[key] = None
                 if len(devices) >= self._refused and len(devices) <= self._work.layers:
@@ -139,32 +141,44 @@ def _subsets_with(whole: int, lowest: int) -> Iterable[int]:
 
 
 def _dealt(devices: Sequence[Device], groups: _Groups, pace: Pace) -> list[list[Device]]:
-    """Groupings of every number of replicas, the most promising ones worked out."""
-    solo = [device for device in devices if groups.could_hold([device]) and groups.best([device]) is not None]
-    strong = {device.name for device in solo}
+    """The best of the groupings that `_most_replicas` meets, with strong machines alone, and with all dealt out."""
+    solo = [[device] for device in devices if groups.could_hold([device]) and groups.best([device]) is not None]
+    strong = {group[0].name for group in solo}
     weak = [device for device in devices if device.name not in strong]
-    candidates = [[[device] for device in solo]]
+    found = [solo] if solo else []
     for by in (_speed, _memory):
-        for count in range(1, len(devices) + 1):
-            candidates.append([*_deal(weak, count, by), *([device] for device in solo)])
-            candidates.append(_deal(devices, count, by))
+        found += [[*solo, *grouping] for grouping in _most_replicas(weak, groups, by)]
+        found += _most_replicas(devices, groups, by)
+    return max(found, key=lambda grouping: total_tokens_per_s(_rates(grouping, groups), pace), default=[])
 
-    def promise(grouping: Sequence[Sequence[Device]]) -> tuple[float, int]:
-        speeds = [sum(device.flops_per_s for device in group) for group in grouping]
-        return total_tokens_per_s(speeds, pace), -sum(len(group) for group in grouping)
 
-    best, most, worked_out = list[list[Device]](), 0.0, 0
-    for grouping in sorted((c for c in candidates if c), key=promise, reverse=True):
-        if not all(groups.could_hold(group) for group in grouping):
-            continue
-        rates = [p.tokens_per_s for group in grouping if (p := groups.best(group)) is not None]
-        value = total_tokens_per_s(rates, pace)
-        if value > most:
-            best, most = grouping, value
-        worked_out += len(rates) == len(grouping)
-        if worked_out == WORKED_OUT:
-            break
-    return best
+def _most_replicas(
+    devices: Sequence[Device], groups: _Groups, by: Callable[[Device], float]
+) -> list[list[list[Device]]]:
+    """What halving finds on its way to the most replicas that can all hold the model: groupings that can."""
+    low, high, found = 0, len(devices) + 1, list[list[list[Device]]]()
+    while high - low > 1:
+        count = (low + high) // 2
+        grouping = _deal(devices, count, by)
+        if _rates(grouping, groups):
+            found.append(grouping)
+            low = count
+        else:
+            high = count
+    return found
+
+
+def _rates(grouping: Sequence[Sequence[Device]], groups: _Groups) -> list[float]:
+    """Of every group; none when one of them cannot hold the model. The scarcest are asked first."""
+    rates: list[float] = []
+    if not all(groups.could_hold(group) for group in grouping):
+        return rates
+    for group in sorted(grouping, key=lambda group: sum(device.memory_bytes for device in group)):
+        pipeline = groups.best(group)
+        if pipeline is None:
+            return []
+        rates.append(pipeline.tokens_per_s)
+    return rates
 
 
 def _speed(device: Device) -> float:

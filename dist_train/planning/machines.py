@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from dist_train.config import Config, ConfigError, DeviceConfig, ReplicaConfig
 from dist_train.planning.devices import Device, Link, Network
-from dist_train.planning.grouping import place
+from dist_train.planning.grouping import Pace, place
 from dist_train.planning.round_seconds import APPLY_PARAMETERS_PER_S, DECODE_PARAMETERS_PER_S, ENCODE_PARAMETERS_PER_S
 from dist_train.planning.stages import Pins, Pipeline, PlacementError, Workload, arrange, evaluate
 from dist_train.rates import latency_s, line_of
@@ -130,7 +130,7 @@ def _placed(
             f"device {unknown[0]} has no tflops, and none can be placed by guessing; "
             f"say it, or measure it there with dist-train plan --measure"
         )
-    pace = "seconds" if getattr(config.inner, "seconds", None) else "steps"
+    pace: Pace = "seconds" if getattr(config.inner, "seconds", None) else "steps"
     try:
         found = place(work, [machine.device() for machine in free], network_of(free), pace)
     except PlacementError as error:

@@ -138,12 +138,16 @@ def arrange(
 
 
 def promising_orders(devices: Sequence[Device], network: Network) -> list[Sequence[Device]]:
-    """Orders to try where there are too many: by memory, by speed, and chains of the fastest links from each end."""
+    """Orders to try where there are too many.
+
+    By memory, with the second largest at the other end for the head; by speed; chains of the fastest links.
+    """
     by_memory = sorted(devices, key=lambda device: -device.memory_bytes)
     by_speed = sorted(devices, key=lambda device: -device.flops_per_s)
     starts = {device.name: device for device in (by_memory[0], by_memory[-1], by_speed[0], by_speed[-1])}
     chains = [_chain(start, devices, network) for start in starts.values()]
-    return [by_memory, by_speed, by_speed[::-1], *chains, *(chain[::-1] for chain in chains)]
+    large_ends = [by_memory[0], *by_memory[2:], *by_memory[1:2]]
+    return [large_ends, by_memory, by_speed, by_speed[::-1], *chains, *(chain[::-1] for chain in chains)]
 
 
 def _chain(start: Device, devices: Sequence[Device], network: Network) -> list[Device]:
@@ -289,7 +293,7 @@ def _stage_seconds(
             found = flops / devices[device].flops_per_s
             if check_memory:
                 fits = _memory(work, behind, before, compressed) <= devices[device].memory_bytes
-                found = np.where(fits, found, np.inf)
+                found[~fits] = np.inf
             found[0] = np.inf
             known[key] = found
         return known[key]
