@@ -290,7 +290,7 @@ def _stage_seconds(
         if key not in known:
             flops = layers * work.layer_flops
             flops = flops + (work.head_flops if behind == 0 else 0) + (work.embed_flops if before == 0 else 0)
-            found = flops / devices[device].flops_per_s
+            found = np.asarray(flops / devices[device].flops_per_s, np.float64)
             if check_memory:
                 fits = _memory(work, behind, before, compressed) <= devices[device].memory_bytes
                 found[~fits] = np.inf
@@ -310,8 +310,7 @@ def _memory(work: Workload, behind: int, before: int, compressed: bool) -> Costs
     if behind == 0:
         once += work.head_bytes + work.head_activation_bytes
     each = work.layer_bytes + under_way * work.layer_activation_bytes
-    memory: Costs = np.arange(work.layers + 1) * each + once
-    return memory
+    return np.asarray(np.arange(work.layers + 1) * each + once, np.float64)
 
 
 def _too_small(work: Workload, devices: Sequence[Device], pins: Pins) -> PlacementError:

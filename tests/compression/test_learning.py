@@ -1,6 +1,7 @@
 """Payloads are predicted round by round: golden, and consistent with the codec's own prediction."""
 
 import math
+from typing import Literal
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_a_learning_codec_says_less_for_early_rounds_and_only_of_its_streams() -
 
 
 @pytest.mark.parametrize("coder", ["rice", "fixed"])
-def test_other_codecs_do_not_change(coder: str) -> None:
+def test_other_codecs_do_not_change(coder: Literal["rice", "fixed"]) -> None:
     codec = codec_for("sparseloco", k=64, coder=coder)
     layout = codec.layout(SHAPES)
     assert codec.num_bytes(layout, 1) == codec.num_bytes(layout)

@@ -123,6 +123,8 @@ def test_seconds_follow_from_rates_and_measured_figures() -> None:
     assert phases.fetch_s == pytest.approx(8 * 2 * get_bytes / 1e6 + 0.2)  # the others' way up is the slower
     assert phases.encode_s == plan.model.parameters / 1e8
     assert phases.decode_s == 3 * plan.model.parameters / 2e8
+    assert phases.compute_s is not None
+    assert plan.round_s is not None
     assert plan.round_s == pytest.approx(phases.compute_s + phases.exchange_s)
     assert plan.utilisation == pytest.approx(phases.compute_s / (phases.compute_s + phases.exchange_s))
     assert plan.tokens_per_day == pytest.approx(3 * 10 * 2048 / plan.round_s * 86_400)
@@ -140,7 +142,7 @@ def test_the_suggested_number_of_inner_steps_brings_the_wanted_utilisation() -> 
 
 def test_what_does_not_fit_is_an_error_with_a_remedy_that_helps() -> None:
     device = {"name": "a", "tflops": 1, "memory_bytes": 30e6}
-    config = {"inner": {"batch_tokens": 16384}, "data": {"sequence_tokens": 512}, "device": [device]}
+    config: dict[str, Any] = {"inner": {"batch_tokens": 16384}, "data": {"sequence_tokens": 512}, "device": [device]}
     (problem,) = planned(**config).problems
     assert problem.severity == "error"
     tokens = int(problem.remedy.removeprefix("set inner.micro_batch_tokens = ").split()[0])
@@ -151,8 +153,8 @@ def test_what_does_not_fit_is_an_error_with_a_remedy_that_helps() -> None:
 
 
 def test_machines_that_no_replica_names_are_placed() -> None:
-    weak = {"name": "weak", "count": 4, "tflops": 1, "memory_bytes": 2e6, "line": "1gbit", "latency": "1ms"}
-    strong = {"name": "strong", "tflops": 4, "memory_bytes": 1e9}
+    weak = {"name": "weak", "count": 4, "tflops": 1e-3, "memory_bytes": 2e6, "line": "1gbit", "latency": "1ms"}
+    strong = {"name": "strong", "tflops": 4e-3, "memory_bytes": 1e9}
     sections: dict[str, Any] = {
         "inner": {"batch_tokens": 1024, "micro_batch_tokens": 64},
         "data": {"sequence_tokens": 64},
