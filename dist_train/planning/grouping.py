@@ -43,8 +43,10 @@ def place(work: Workload, devices: Sequence[Device], network: Network, pace: Pac
     groups = _Groups(work, network, MOST_EXACT if few else MOST_EXACT_STAGES)
     chosen = _exact(devices, groups, pace) if few else _dealt(devices, groups, pace)
     pipelines = tuple(p for group in chosen if (p := groups.best(group)) is not None)
-    if not pipelines:
-        raise groups.complaint or PlacementError("there is no machine to place; add [[device]] sections")
+    if not devices:
+        raise PlacementError("there is no machine to place; add [[device]] sections")
+    if not pipelines:  # all together, or the reason why even they cannot
+        pipelines = (arrange(work, devices[: work.layers], network),)
     used = {stage.device.name for pipeline in pipelines for stage in pipeline.stages}
     idle = tuple(device for device in devices if device.name not in used)
     return Placement(pipelines, idle, total_tokens_per_s([p.tokens_per_s for p in pipelines], pace))
@@ -63,9 +65,6 @@ class _Groups:
         self._most_exact = most_exact
         self._network = network
         self._known: dict[tuple[object, ...], Pipeline | None] = {}
-        self.complaint: PlacementError | None = None
-        """Of the largest group that was refused."""
-        self._refused = 0
 
     def best(self, devices: Sequence[Device]) -> Pipeline | None:
         """None when they cannot hold the model."""
@@ -73,12 +72,8 @@ class _Groups:
         if key not in self._known:
             try:
                 self._known[key] = arrange(self._work, devices, self._network, Pins(), self._most_exact)
-            except PlacementError as error:
+            except PlacementError:
                 self._known[key] = None
-                if len(devices) >= self._refused and len(devices) <= self._work.layers:
-                    self.complaint, self._refused = error, len(devices)
-                elif self.complaint is None:
-                    self.complaint = error
         return self._known[key]
 
     def could_hold(self, devices: Sequence[Device]) -> bool:
