@@ -92,6 +92,9 @@ class Codec(Protocol):
         """Values that a payload of this layout carries: all of them, or those that are kept of each chunk."""
         ...
 
-    def num_bytes(self, layout: Layout) -> int:
-        """Predicted size of a payload: exact for fixed-length codecs, the expected size for entropy-coded ones."""
+    def num_bytes(self, layout: Layout, round_number: int | None = None) -> int:
+        """Predicted size of a payload: exact for fixed-length codecs, the expected size for entropy-coded ones.
+
+        The latter grow in the first rounds; without `round_number`, after many of them.
+        """
         ...

@@ -75,7 +75,7 @@ class DenseCodec:
         """All values of the fragment."""
         return layout.num_values
 
-    def num_bytes(self, layout: Layout) -> int:
+    def num_bytes(self, layout: Layout, round_number: int | None = None) -> int:  # noqa: ARG002 - the seam's
         """Exact size of a payload."""
         return self._frame(layout).overhead_bytes + sum(self._lengths(layout))
 

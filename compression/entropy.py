@@ -25,6 +25,7 @@ import torch
 from compression import level
 from compression.codec import PayloadError
 from compression.lanes import lanes_of
+from compression.layout import MAX_CHUNK
 from compression.slab import code_lane
 from compression.streams import Symbols
 
@@ -39,10 +40,9 @@ if TYPE_CHECKING:
 MOST_WORDS_PER_VALUE = 4
 MOST_WORDS_PER_LEVEL = 12
 """No symbol can take more 16-bit words."""
-PLACE_SHARE = 0.97
-SIGN_BITS = 0.84
-MAGNITUDE_BITS = 0.5
-LEVEL_BITS = 2.2
+SIGN_BITS = 0.865
+MAGNITUDE_BITS = 0.515
+LEVEL_BITS = 2.27
 _LENGTH_BYTES = 4
 
 
@@ -50,6 +50,7 @@ class Entropy:
     """Adaptive models and a range coder. A `compression.streams.StreamCoder` for levels of 12 bits, codes of 1 or 2."""
 
     coder_id = 2
+    learns = True
     streams: tuple[str, ...] = ("lanes",)
 
     def encode(self, symbols: Symbols, quota: Quota, quantizer: Quantizer) -> Sequence[bytes]:
@@ -89,22 +90,23 @@ class Entropy:
         return [(lengths + 2 * len(lanes), lengths + 2 * most)]
 
     def expected(self, quota: Quota, quantizer: Quantizer) -> int:
-        """What real pseudo-gradients take after the first rounds: measured shares of what can be calculated.
+        """What real pseudo-gradients take after many rounds: measured shares of what can be calculated.
 
-        PLACE_SHARE of the uniform bound log2 binomial(real values, kept) of each chunk, SIGN_BITS and MAGNITUDE_BITS
-        a value, LEVEL_BITS a level. docs/experiments.md says how far they differ from model to model.
+        The uniform bound log2 binomial(real values, kept) of each chunk, SIGN_BITS and MAGNITUDE_BITS a value,
+        LEVEL_BITS a level. docs/experiments.md says how far they differ from model to model.
         """
         per_value = SIGN_BITS + MAGNITUDE_BITS * (quantizer.code_bits - 1)
-        bits = PLACE_SHARE * uniform_bound_bits(quota) + per_value * quota.total
+        bits = uniform_bound_bits(quota) + per_value * quota.total
         bits += LEVEL_BITS * quantizer.code_bits * quota.layout.num_chunks
         return math.ceil(bits / 8) + (2 + _LENGTH_BYTES) * len(lanes_of(quota)) - _LENGTH_BYTES
 
 
 def uniform_bound_bits(quota: Quota) -> float:
     """Bits that the places take when all are equally likely: the sum of log2 binomial(real values, kept)."""
-    pairs, times = np.unique(np.stack([quota.layout.num_real, quota.counts]), axis=1, return_counts=True)
+    pairs, times = np.unique(quota.layout.num_real * (MAX_CHUNK + 1) + quota.counts, return_counts=True)
     bits = 0.0
-    for n, k, count in zip(*pairs.tolist(), times.tolist(), strict=True):
+    for pair, count in zip(pairs.tolist(), times.tolist(), strict=True):
+        n, k = divmod(pair, MAX_CHUNK + 1)
         bits += count * (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
     return bits
 

@@ -33,6 +33,7 @@ class Rice:
     """Rice codes for places, fixed widths for the rest. A `compression.streams.StreamCoder` for every quantizer."""
 
     coder_id = 1
+    learns = False
     streams: tuple[str, ...] = ("quotients", "rests", "levels", "codes")
 
     def encode(self, symbols: Symbols, quota: Quota, quantizer: Quantizer) -> Sequence[bytes]:

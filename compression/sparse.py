@@ -17,6 +17,7 @@ Differs: see `layout`, `topk` and `quantizer`; one payload a fragment, not one a
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 
 from compression.codec import PayloadError, Update
 from compression.layout import ChunkLayout
+from compression.learning import FIRST_SAVING, bytes_in_round
 from compression.quantizer import QUANTIZERS
 from compression.quota import Quota
 from compression.streams import FixedWidth, StreamCoder, Symbols
@@ -93,9 +95,13 @@ class SparseCodec:
         """k of every chunk, or all that a chunk has."""
         return self.quota(layout).total
 
-    def num_bytes(self, layout: Layout) -> int:
+    def num_bytes(self, layout: Layout, round_number: int | None = None) -> int:
         """Size of a payload, exact unless the stream coder's lengths vary."""
-        return self._frame(layout).overhead_bytes + self.coder.expected(self.quota(layout), self.quantizer)
+        streams_bytes = self.coder.expected(self.quota(layout), self.quantizer)
+        if self.coder.learns and round_number is not None:
+            first_bytes = streams_bytes * (1 - FIRST_SAVING)
+            streams_bytes = math.ceil(bytes_in_round(streams_bytes, first_bytes, round_number))
+        return self._frame(layout).overhead_bytes + streams_bytes
 
     def quota(self, layout: Layout) -> Quota:
         """How many values of each chunk of `layout` are kept. TypeError unless this codec made it."""

@@ -58,6 +58,9 @@ class StreamCoder(Protocol):
         """The least and the most bytes of each stream."""
         ...
 
+    learns: bool
+    """Whether it profits from what pseudo-gradients have in common, most of all in the first rounds."""
+
     def expected(self, quota: Quota, quantizer: Quantizer) -> int:
         """Bytes of all streams together: exact where lengths are fixed, an expectation elsewhere."""
         ...
@@ -67,6 +70,7 @@ class FixedWidth:
     """Every symbol in a fixed number of bits: ceil(log2 C) for a place, and what the quantizer says."""
 
     coder_id = 0
+    learns = False
     streams: tuple[str, ...] = ("places", "levels", "codes")
 
     def encode(self, symbols: Symbols, quota: Quota, quantizer: Quantizer) -> Sequence[bytes]:

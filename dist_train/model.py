@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from dist_train.attention import PACKED
 from dist_train.config import ConfigError, ModelConfig
 from dist_train.data.batches import NO_TARGET
+from dist_train.planning.architecture import default_intermediate_size
 
 if TYPE_CHECKING:
     from dist_train.data.batches import Batch
@@ -149,7 +150,7 @@ def architecture_of(config: ModelConfig) -> Any:
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         num_key_value_heads=config.kv_heads or config.heads,
-        intermediate_size=config.intermediate_size or -(-config.hidden_size * 8 // 3 // 32) * 32,
+        intermediate_size=config.intermediate_size or default_intermediate_size(config.hidden_size),
         vocab_size=config.vocab_size,
         max_position_embeddings=MAX_POSITIONS,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},

@@ -204,6 +204,7 @@ def _facts(config: Config, corpus: Corpus, codec: Codec) -> dict[str, object]:
             name: {
                 "parameters": sizes[name],
                 "payload_bytes": codec.num_bytes(layout),
+                "first_payload_bytes": codec.num_bytes(layout, 1),
                 "values": codec.num_values(layout),
             }
             for name, layout in layouts.items()

@@ -176,6 +176,41 @@ def simulate(
 
 
 @app.command()
+def plan(  # noqa: PLR0917 - a parameter is an option here
+    run_file: RunFile,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="section.key=value", help="Changes to the config.")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time one layer and the codec on this machine.")] = False,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=1, metavar="N", help="N replicas like the first one.")
+    ] = None,
+    rate: Annotated[
+        str | None, typer.Option("--rate", metavar="RATE", help="Everybody's line: 50mbit, 10mbit/50mbit, 50mbit,40ms.")
+    ] = None,
+    bits_per_value: Annotated[
+        float | None, typer.Option("--bits-per-value", min=0.01, help="Instead of our codec's; 14 as published.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run will send, hold and take, before anything starts; and which machines should share a replica.
+
+    Example: dist-train plan examples/demo.toml --measure --replicas 8 --rate 50mbit
+
+    Exit code 1 when something does not fit. See docs/plan.md for the formulas and the JSON.
+    """
+    from launcher.plan import make, show
+
+    config = load(run_file, overrides or ())
+    found = make(config, replicas=replicas, rate=rate, bits_per_value=bits_per_value, measured=measure)
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        show(found)
+    raise typer.Exit(1 if any(problem.severity == "error" for problem in found.problems) else 0)
+
+
+@app.command()
 def report(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Show what a run did and what it sent: loss, rounds, traffic by kind against prediction and baselines.
 

@@ -101,12 +101,15 @@ def _contributors(rows: Rows) -> list[int]:
 
 
 def _predicted_bytes(config: Config, rows: Rows, facts: RunFacts) -> int | None:
-    sizes = facts.predicted_payloads_bytes
-    if sizes is None:
+    by_round = [(len(row.contributors), facts.predicted_payloads_bytes(row.round)) for row in rows]
+    if facts.predicted_payloads_bytes(1) is None:
         return None
     from comms.payloads import stream_bytes  # noqa: PLC0415 - brings in gRPC, which few reports wait for
 
-    return predicted_exchange_bytes(_contributors(rows), sizes, config.exchange.route, stream_bytes)
+    return sum(
+        predicted_exchange_bytes([contributors], sizes or (), config.exchange.route, stream_bytes)
+        for contributors, sizes in by_round
+    )
 
 
 def _pseudo_gradient(rows: Rows, facts: RunFacts) -> PseudoGradientPart:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from compression.learning import bytes_in_round
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -25,6 +27,8 @@ class FragmentFacts(BaseModel):
     parameters: int
     values: int | None = None
     payload_bytes: int | None = None
+    first_payload_bytes: int | None = None
+    """The same in the first round; as in all others where it is not said."""
 
 
 class RunFacts(BaseModel):
@@ -47,12 +51,14 @@ class RunFacts(BaseModel):
         """Values that one contribution holds."""
         return _total(fragment.values for fragment in self.fragments.values())
 
-    @property
-    def predicted_payloads_bytes(self) -> tuple[int, ...] | None:
+    def predicted_payloads_bytes(self, round_number: int) -> tuple[int, ...] | None:
         """Predicted payload sizes of one contribution, a fragment each; None when one of them is unknown."""
-        sizes = [fragment.payload_bytes for fragment in self.fragments.values()]
-        known = tuple(size for size in sizes if size is not None)
-        return known if known and len(known) == len(sizes) else None
+        sizes = [
+            round(bytes_in_round(settled, fragment.first_payload_bytes or settled, round_number))
+            for fragment in self.fragments.values()
+            if (settled := fragment.payload_bytes) is not None
+        ]
+        return tuple(sizes) if sizes and len(sizes) == len(self.fragments) else None
 
 
 def read_facts(path: Path) -> RunFacts:
