@@ -260,6 +260,37 @@ class ReplicaConfig(_Section):
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`."""
     ranks: int = Field(default=1, ge=1, le=1024)
     """Processes that share the work of this replica on one machine, each with the whole model."""
+    pipeline: tuple[Identifier, ...] = ()
+    """The machines that make up this replica, one stage each, the embedding's first; none: one machine has it all."""
+    split: tuple[int, ...] | None = None
+    """Layers of each stage; as even as can be when left out."""
+    micro_batches: int | None = Field(default=None, ge=1)
+    """Parts of a batch that follow one another through the stages; four for each stage when left out."""
+    compression: Literal["none", "subspace", "projected-stream"] = "projected-stream"
+    """What crosses between stages. `none`: the whole stream. `projected-stream`: its coordinates in a subspace, weights
+    free. `subspace`: the same, and weights before the last boundary are bound to it, so that nothing is lost."""
+    rank_k: int | None = Field(default=None, ge=1)
+    """Numbers a token that cross a boundary; an eighth of the hidden size when left out."""
+    basis: Literal["seeded", "fitted"] = "seeded"
+    """Where the subspace comes from: the run's seed, or the activations of the first rounds."""
+    wire_dtype: Literal["fp32", "bf16", "int8"] = "bf16"
+    """What one of these numbers takes: four bytes, two, or one beside a scale for each token."""
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> ReplicaConfig:
+        if twice := sorted({stage for stage in self.pipeline if self.pipeline.count(stage) > 1}):
+            raise ValueError(f'pipeline names "{twice[0]}" twice; each stage has a name of its own')
+        if self.split is None:
+            return self
+        if len(self.split) != len(self.pipeline):
+            raise ValueError(
+                f"split = {list(self.split)} has {len(self.split)} numbers for the {len(self.pipeline)} stages of "
+                f"pipeline; give one for each"
+            )
+        if min(self.split, default=1) < 1:
+            stage = next(name for name, layers in zip(self.pipeline, self.split, strict=True) if layers < 1)
+            raise ValueError(f"split = {list(self.split)} leaves stage {stage} with no layers; give each at least one")
+        return self
 
 
 class Config(_Section):
@@ -302,7 +333,34 @@ class Config(_Section):
                 f"inner.micro_batch_tokens = {self.inner.micro_batch_tokens} is less than one sequence "
                 f"(data.sequence_tokens = {self.data.sequence_tokens}); raise it or shorten the sequences"
             )
+        for replica in self.replica:
+            if replica.pipeline:
+                self._check_pipeline(replica)
         return self
+
+    def _check_pipeline(self, replica: ReplicaConfig) -> None:
+        place, method = f'replica "{replica.id}"', self.outer.method
+        if replica.compression != "none" and method == "ddp":
+            raise ValueError(
+                f'{place}: compression = "{replica.compression}" cannot be trained with outer.method = "ddp", whose '
+                f'replicas have equal weights after every step; choose "sparseloco", "diloco" or compression = "none"'
+            )
+        if self.model.path is not None:
+            return  # the layers and the width are known once the model's own config has been read
+        layers, stages = self.model.layers, len(replica.pipeline)
+        if replica.split is None and stages > layers:
+            raise ValueError(
+                f"{place}: pipeline has {stages} stages for {layers} layers, and a stage must have one; name fewer"
+            )
+        if replica.split is not None and sum(replica.split) != layers:
+            raise ValueError(
+                f"{place}: split = {list(replica.split)} adds up to {sum(replica.split)}, not to "
+                f"model.layers = {layers}"
+            )
+        if replica.rank_k is not None and replica.rank_k > self.model.hidden_size:
+            raise ValueError(
+                f"{place}: rank_k = {replica.rank_k} is above model.hidden_size = {self.model.hidden_size}; lower it"
+            )
 
     @property
     def steps_per_round(self) -> int:

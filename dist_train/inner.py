@@ -28,7 +28,7 @@ from dist_train.engine import LocalEngine
 from dist_train.model import fragments
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from dist_train.config import InnerConfig
     from dist_train.data.batches import Batch
@@ -56,12 +56,21 @@ def learning_rate(
 class InnerOptimizer:
     """Trains `model`, of which this rank may host a part, in place. `total_steps` are the run's, over all rounds.
 
-    `engine` computes the gradients; that of a replica of one rank when left out.
+    `engine` computes the gradients; that of a replica of one rank when left out. `settle` is called after each step:
+    it brings weights back to where they are bound to stay.
     """
 
-    def __init__(self, model: nn.Module, config: InnerConfig, total_steps: int, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: InnerConfig,
+        total_steps: int,
+        engine: Engine | None = None,
+        settle: Callable[[], None] | None = None,
+    ) -> None:
         self.model = model
         self.engine = engine or LocalEngine(model, config.micro_batch_tokens)
+        self._settle = settle
         self.global_step = 0
         """t: the inner step of the run that `step` takes next. Whoever joins late, or skips steps, sets it."""
         self._config = config
@@ -100,6 +109,8 @@ class InnerOptimizer:
                     final_fraction=self._config.final_lr_fraction,
                 )
             optimizer.step()  # (3)
+        if self._settle is not None:
+            self._settle()
         self.model.zero_grad(set_to_none=True)
         self.global_step += 1
         return norm_value

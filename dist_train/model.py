@@ -37,7 +37,7 @@ FRAGMENT_PATTERNS = (
 
 def model_vocab_size(config: ModelConfig) -> int:
     """Tokens that the model of `config` knows; ConfigError as for `build_model`."""
-    return int(_architecture(config).vocab_size)
+    return int(architecture_of(config).vocab_size)
 
 
 def build_model(config: ModelConfig, seed: int) -> nn.Module:
@@ -47,20 +47,30 @@ def build_model(config: ModelConfig, seed: int) -> nn.Module:
     processors. The caller's random state stays as it was. ConfigError when `model.path` holds no config of a causal
     model.
     """
-    architecture = _architecture(config)
     with torch.random.fork_rng(devices=[]):
         model = _unfilled(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.copy_(drawn_weight(name, parameter.shape, seed, architecture.initializer_range))
+    draw_weights(model, seed)
     return model.train()
+
+
+def model_without_memory(config: ModelConfig) -> nn.Module:
+    """The model on the device `meta`: its layout, for whoever gives memory to a part of it."""
+    with torch.device("meta"):
+        return _unfilled(config)
+
+
+@torch.no_grad()
+def draw_weights(model: nn.Module, seed: int) -> None:
+    """Draws every matrix that `model` has; what it lacks changes nothing for the others."""
+    architecture: Any = model.config
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.copy_(drawn_weight(name, parameter.shape, seed, architecture.initializer_range))
 
 
 def fragment_shapes(config: ModelConfig) -> dict[str, dict[str, torch.Size]]:
     """The shapes of all trainable parameters by fragment and name, in the model's order; draws no weight."""
-    with torch.device("meta"):
-        model = _unfilled(config)
+    model = model_without_memory(config)
     return {fragment: {name: p.shape for name, p in named.items()} for fragment, named in fragments(model).items()}
 
 
@@ -98,20 +108,30 @@ def fragments(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
 def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
     """Sum over the targets of `batch` of the next-token cross-entropy (nats), a scalar on the model's device."""
     device = next(model.parameters()).device
-    logits = model(
-        batch.tokens.to(device)[None],
-        position_ids=batch.position_ids.to(device)[None],
-        use_cache=False,
-        document_lengths=batch.document_lengths,
-    ).logits[0]
+    return loss_of_logits(model(batch.tokens.to(device)[None], **packing(batch, device)).logits[0], batch)
+
+
+def packing(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """What a model must be told of `batch` beside its tokens: how its documents lie."""
+    return {
+        "position_ids": batch.position_ids.to(device)[None],
+        "use_cache": False,
+        "document_lengths": batch.document_lengths,
+    }
+
+
+def loss_of_logits(logits: Tensor, batch: Batch) -> Tensor:
+    """The loss sum of `batch`, given its (n, vocabulary) logits."""
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return cross_entropy(precise, batch.targets.to(device), ignore_index=NO_TARGET, reduction="sum")
+    return cross_entropy(precise, batch.targets.to(logits.device), ignore_index=NO_TARGET, reduction="sum")
 
 
 def _unfilled(config: ModelConfig) -> nn.Module:
     """The model with whatever weights transformers gives it."""
     try:
-        model = AutoModelForCausalLM.from_config(_architecture(config), dtype=torch.float32, attn_implementation=PACKED)
+        model = AutoModelForCausalLM.from_config(
+            architecture_of(config), dtype=torch.float32, attn_implementation=PACKED
+        )
     except (ValueError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f'model.path = "{config.path}" makes no causal language model: {reason}') from None
@@ -120,7 +140,8 @@ def _unfilled(config: ModelConfig) -> nn.Module:
     return model
 
 
-def _architecture(config: ModelConfig) -> Any:
+def architecture_of(config: ModelConfig) -> Any:
+    """The transformers config of the model; ConfigError when `model.path` holds none."""
     if config.path is not None:
         return _architecture_at(Path(config.path).expanduser())
     return LlamaConfig(

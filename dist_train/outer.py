@@ -137,6 +137,23 @@ class OuterMethod(ABC):
                     tensor.detach().copy_(on_cpu)
 
 
+class LocalStart:
+    """Where a replica's inner steps begin after a sync: at theta. One that is bound to a subspace begins elsewhere."""
+
+    def begin(self, name: str, theta: Tensor) -> Tensor:
+        """The weight called `name` to begin with, now that theta is committed; may be theta itself."""
+        return self.start(name, theta)
+
+    def start(self, name: str, theta: Tensor) -> Tensor:
+        """The same, asked once more when the round is over: what the pseudo-gradient is measured from."""
+        del name
+        return theta
+
+    def figures(self) -> dict[str, float]:
+        """Health of the bond, for the metrics."""
+        return {}
+
+
 class PseudoGradientMethod(OuterMethod):
     """SparseLoCo and DiLoCo: H inner steps from theta, and the way they went is what is exchanged."""
 
@@ -153,8 +170,10 @@ class PseudoGradientMethod(OuterMethod):
         momentum: float,
         error_decay: float | None,
         duties: Duties | None = None,
+        start: LocalStart | None = None,
     ) -> None:
         super().__init__(model, codec, rule, guard, duties)
+        self._start = LocalStart() if start is None else start
         self._alpha = alpha
         self._momentum = momentum
         self._feedback = None if error_decay is None else ErrorFeedback(error_decay)
@@ -164,12 +183,14 @@ class PseudoGradientMethod(OuterMethod):
             for name, p in self.fragments[fragment].items()
         }
         self._velocity = {name: torch.zeros_like(t) for name, t in self._theta.items()} if momentum else {}
+        if start is not None:
+            self.restart_from_theta()
 
     def contribution(self, fragment: str) -> Tensor:
         """Delta_r (1), through the error feedback (2) where there is one."""
         parameters = self.fragments[fragment]
         delta = self.layouts[fragment].pack(
-            {name: self._theta[name] - p.detach().cpu() for name, p in parameters.items()}
+            {name: self._start.start(name, self._theta[name]) - p.detach().cpu() for name, p in parameters.items()}
         )
         return delta if self._feedback is None else self._feedback.accumulate(fragment, delta)  # (1), (2)
 
@@ -184,7 +205,7 @@ class PseudoGradientMethod(OuterMethod):
                     velocity = self._velocity[name].mul_(self._momentum).add_(delta)  # (7)
                     delta.add_(velocity.mul(self._momentum))
                 theta.sub_(delta.mul_(self._alpha))  # (6), (7)
-                self.fragments[fragment][name].copy_(theta)
+                self.fragments[fragment][name].copy_(self._start.begin(name, theta))
 
     def finish_round(self) -> None:
         """The ranks get from each other what they did not apply themselves."""
@@ -209,19 +230,20 @@ class PseudoGradientMethod(OuterMethod):
             self._feedback.load_state_dict(own)
 
     def restart_from_theta(self) -> None:
-        """The model becomes theta."""
+        """The model becomes theta, or what its bond makes of it."""
         with torch.no_grad():
             for fragment in self.needed:
                 for name, parameter in self.fragments[fragment].items():
-                    parameter.copy_(self._theta[name])
+                    parameter.copy_(self._start.begin(name, self._theta[name]))
         self._share(self.fragments)
 
     def figures(self) -> dict[str, float]:
-        """The norm of what the error feedback holds back."""
+        """The norm of what the error feedback holds back, and the health of the replica's bond."""
         if self._feedback is None:
-            return {}
+            return self._start.figures()
         buffers = self._feedback.state_dict().values()
-        return {"error_feedback_norm": float(sum(float(b.square().sum()) for b in buffers)) ** 0.5}
+        norm = float(sum(float(b.square().sum()) for b in buffers)) ** 0.5
+        return {"error_feedback_norm": norm, **self._start.figures()}
 
 
 class GradientMethod(OuterMethod):
@@ -265,10 +287,17 @@ class GradientMethod(OuterMethod):
         self._share(self.fragments)
 
 
-def outer_method(config: Config, model: nn.Module, inner: InnerOptimizer, duties: Duties | None = None) -> OuterMethod:
+def outer_method(
+    config: Config,
+    model: nn.Module,
+    inner: InnerOptimizer,
+    duties: Duties | None = None,
+    start: LocalStart | None = None,
+) -> OuterMethod:
     """The method that `outer.method` names, for `model` and the inner optimizer that trains it.
 
-    `duties` are this rank's; those of a replica of one when left out.
+    `duties` are this rank's; those of a replica of one when left out. `start` is the replica's own under sparseloco
+    and diloco; ddp has none.
     """
     sparse, outer = config.sparseloco, config.outer
     codec = codec_for(
@@ -285,9 +314,9 @@ def outer_method(config: Config, model: nn.Module, inner: InnerOptimizer, duties
     if outer.method == "diloco":
         return PseudoGradientMethod(
             model, codec, "mean", guard,
-            alpha=config.outer_lr, momentum=outer.momentum, error_decay=None, duties=duties,
+            alpha=config.outer_lr, momentum=outer.momentum, error_decay=None, duties=duties, start=start,
         )  # fmt: skip
     return PseudoGradientMethod(
         model, codec, sparse.aggregate, guard,
-        alpha=config.outer_lr, momentum=0.0, error_decay=sparse.error_decay, duties=duties,
+        alpha=config.outer_lr, momentum=0.0, error_decay=sparse.error_decay, duties=duties, start=start,
     )  # fmt: skip

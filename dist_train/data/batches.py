@@ -105,6 +105,27 @@ def part_of(batch: Batch, documents: Sequence[int]) -> Batch:
     return Batch(tokens, tuple(batch.document_lengths[i] for i in documents))
 
 
+def balanced_micro_batches(batch: Batch, count: int) -> list[Batch]:
+    """`batch` in exactly `count` parts of nearly equal tokens: each document goes where the fewest are so far.
+
+    A part left without documents gets one of a single token, which predicts nothing.
+    """
+    groups: list[list[int]] = [[] for _ in range(count)]
+    held = [0] * count
+    for document, length in enumerate(batch.document_lengths):  # longest first: the short ones level the parts
+        least = held.index(min(held))
+        groups[least].append(document)
+        held[least] += length
+    documents = torch.split(batch.tokens, list(batch.document_lengths))
+    filling = Batch(batch.tokens.new_zeros(1), (1,))
+    return [
+        Batch(torch.cat([documents[i] for i in group]), tuple(batch.document_lengths[i] for i in group))
+        if group
+        else filling
+        for group in groups
+    ]
+
+
 def validation_batches(
     corpus: Corpus, most_tokens_in_all: int, batch_tokens: int, share: tuple[int, int] = (0, 1)
 ) -> list[Batch]:

@@ -1,0 +1,80 @@
+"""A pipeline replica in one process: the whole model, with its boundaries as hooks behind the layers before them.
+
+Mathematically the same as its stages on several machines: every boundary compresses, goes through the wire's format
+and rebuilds, forwards and backwards. For experiments, and for tests to compare with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_train.inner import InnerOptimizer
+from dist_train.model import loss_sum
+from dist_train.pipeline.subspace import EMBEDDING, Bond
+
+if TYPE_CHECKING:
+    from dist_train.config import InnerConfig
+    from dist_train.data.batches import Batch
+    from dist_train.pipeline.terms import Terms
+
+
+class Rehearsal(InnerOptimizer):
+    """Trains `model` in place as the pipeline of `terms` would; what it sends is counted in `sent_bytes`."""
+
+    def __init__(self, model: nn.Module, config: InnerConfig, total_steps: int, terms: Terms) -> None:
+        super().__init__(model, config, total_steps, settle=self._stay)
+        self.sent_bytes = 0
+        """Activations and their gradients, over all boundaries, without the room of shorter micro-batches."""
+        self.anchor = model.get_parameter(EMBEDDING).detach().clone()
+        self._tokens = torch.empty(0, dtype=torch.int64)
+        self.bond = self._bond_of(terms)
+        self._hooks = list[Any]()
+        self.follow(terms)
+
+    def _bond_of(self, terms: Terms) -> Bond | None:
+        if terms.basis is None:
+            return None
+        binds = terms.compression == "subspace"
+        return Bond(self.model, terms.basis, terms.bound_layers, self.anchor, binds_embedding=binds)
+
+    def follow(self, terms: Terms) -> None:
+        """Goes on under other terms, with another basis; restart from theta afterwards."""
+        for hook in self._hooks:
+            hook.remove()
+        if self.bond is not None and terms.basis is not None:
+            self.bond.rebase(terms.basis)
+        boundary, wire = terms.boundary(), terms.wire()
+
+        def cross(_layer: nn.Module, _inputs: object, stream: Tensor) -> Tensor:
+            anchors = self.anchor[self._tokens] if boundary.anchored else self._tokens.new_empty(0)
+            message = wire.pack(boundary.compress(stream[0], anchors), len(self._tokens))
+            if stream.requires_grad:
+                self.sent_bytes += 2 * wire.num_bytes(len(self._tokens))
+            return boundary.rebuild(wire.unpack(message, len(self._tokens), stream.dtype), anchors)[None]
+
+        last_layers = [span.stop - 1 for span in terms.spans[:-1]]
+        self._hooks = [
+            self.model.get_submodule(f"model.layers.{layer}").register_forward_hook(cross) for layer in last_layers
+        ]
+        self._hooks.append(self.model.register_forward_pre_hook(self._remember))
+
+    def _remember(self, _model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._tokens = inputs[0][0]
+
+    def accumulate(self, batch: Batch) -> float:
+        """As the dense replica's, with bound gradients projected."""
+        loss = super().accumulate(batch)
+        if self.bond is not None:
+            self.bond.project_gradients()
+        return loss
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The sum of losses, through all boundaries."""
+        return loss_sum(self.model, batch)
+
+    def _stay(self) -> None:
+        if self.bond is not None:
+            self.bond.project_weights()
