@@ -288,13 +288,13 @@ def wire_forms(seed: int, rounds: int, corpus_folder: Path) -> list[dict[str, An
     """A bound replica's pseudo-gradients through both forms: what has arrived after all rounds, and for how many bytes.
 
     `ambient`: top-k of the (d, in) matrix. `coordinates`: top-k of Z = U' Delta (k, in), expanded by U, at the same
-    density, and at a density that costs about the bytes of `ambient`.
+    density of a chunk, and at one larger by d / k.
     """
     arm = Arm(1, "subspace")
     config = config_of(arm, seed, rounds)
     deltas, basis = _recorded(arm, config, corpus_folder)
     u = basis.columns.float()
-    forms = {"ambient": (None, 64), "coordinates": (u, 64), "coordinates, equal bytes": (u, 64 * arm.k_divisor)}
+    forms = {"ambient": (None, 64), "coordinates": (u, 64), "coordinates, k 512": (u, 64 * arm.k_divisor)}
     return [{"form": form, "seed": seed, **_through(deltas, *how)} for form, how in forms.items()]
 
 
