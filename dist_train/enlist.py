@@ -31,7 +31,7 @@ Enlist = Callable[[Ledger], AbstractContextManager[Crew]]
 
 
 def rank_of(replica: ReplicaConfig, stage: str | None) -> int:
-    """This process's rank in `replica`: the place of its stage, or what torchrun says. ConfigError for no such stage."""
+    """This process's rank in `replica`: its stage's place, or what torchrun says. ConfigError for no such stage."""
     if not replica.pipeline:
         return int(os.environ.get("RANK", "0")) if replica.ranks > 1 else 0
     if stage not in replica.pipeline:

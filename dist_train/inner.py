@@ -22,15 +22,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
-from dist_train.data.batches import Batch, micro_batches
-from dist_train.model import autocast, fragments, loss_sum
+from dist_train.engine import LocalEngine
+from dist_train.model import fragments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from dist_train.config import InnerConfig
+    from dist_train.data.batches import Batch
+    from dist_train.engine import Engine
 
 # A parameter's name may hold dots, never a slash.
 STATE_SEPARATOR = "/"
@@ -52,14 +54,23 @@ def learning_rate(
 
 
 class InnerOptimizer:
-    """Trains `model` in place. `total_steps` are the run's, over all rounds.
+    """Trains `model`, of which this rank may host a part, in place. `total_steps` are the run's, over all rounds.
 
-    This one is of a replica of one rank. Those of several ranks differ in how they come to the gradient, its norm and
-    the losses: each method is then called on all ranks together, with the same batch.
+    `engine` computes the gradients; that of a replica of one rank when left out. `settle` is called after each step:
+    it brings weights back to where they are bound to stay.
     """
 
-    def __init__(self, model: nn.Module, config: InnerConfig, total_steps: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: InnerConfig,
+        total_steps: int,
+        engine: Engine | None = None,
+        settle: Callable[[], None] | None = None,
+    ) -> None:
         self.model = model
+        self.engine = engine or LocalEngine(model, config.micro_batch_tokens)
+        self._settle = settle
         self.global_step = 0
         """t: the inner step of the run that `step` takes next. Whoever joins late, or skips steps, sets it."""
         self._config = config
@@ -70,25 +81,9 @@ class InnerOptimizer:
     def accumulate(self, batch: Batch) -> float:
         """Puts the gradient of the mean loss of `batch` in place of any gradient there was; returns that loss (nats).
 
-        Of a replica of several ranks: this rank's share of that loss. A batch without targets has zero gradients and
-        loss 0. Blocks until the device is done.
+        A batch without targets has zero gradients and loss 0. Blocks until the device is done.
         """
-        self.model.zero_grad(set_to_none=True)
-        return self._add_gradient(batch, batch.num_targets).item()
-
-    def _add_gradient(self, batch: Batch, num_targets: int) -> Tensor:
-        """Adds the gradient of (sum of the losses of `batch`) / `num_targets` to what is there; returns that."""
-        total = torch.zeros(())
-        for micro_batch in micro_batches(batch, self._config.micro_batch_tokens):
-            with autocast(self.model):
-                loss = loss_sum(self.model, micro_batch) / max(1, num_targets)  # (1)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total = total.to(loss) + loss.detach()
-        return total
-
-    def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        """This rank's share of the sum of the next-token losses of `batches` (nats), and of their targets."""
-        return evaluate(self.model, batches)
+        return self.engine.gradient(batch)  # (1)
 
     def step(self) -> float:
         """Clips the gradients, updates the parameters, frees the gradients; returns the norm before clipping.
@@ -96,7 +91,7 @@ class InnerOptimizer:
         ArithmeticError when the norm is not finite: the parameters are as before.
         """
         parameters = self._parameters.values()
-        norm = self._gradient_norm()
+        norm = self.engine.total_norm([p.grad for p in parameters if p.grad is not None])
         if not math.isfinite(norm_value := norm.item()):
             raise ArithmeticError(
                 f"The gradient of inner step {self.global_step} has norm {norm_value}; "
@@ -114,21 +109,11 @@ class InnerOptimizer:
                     final_fraction=self._config.final_lr_fraction,
                 )
             optimizer.step()  # (3)
-        self._settle()
+        if self._settle is not None:
+            self._settle()
         self.model.zero_grad(set_to_none=True)
         self.global_step += 1
         return norm_value
-
-    def _gradient_norm(self) -> Tensor:
-        """|g| over all parameters, a scalar: where they are spread over several machines, they ask each other."""
-        return get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
-
-    def _settle(self) -> None:
-        """Called after each step: brings weights back to where they are bound to stay."""
-
-    def figures(self) -> dict[str, float]:
-        """Health of the inner steps since it was last asked, for the metrics."""
-        return {}
 
     def forget(self) -> None:
         """Goes back to the state before the first step, but for `global_step`."""
@@ -160,21 +145,6 @@ class InnerOptimizer:
                 if name in states and _trains(optimizer, parameter):
                     optimizer.state[parameter] = _state_for(optimizer, name, parameter, states[name])
         self.global_step = int(tensors[GLOBAL_STEP])
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
-    """Sum of the next-token losses of `batches` (nats), and how many targets they are. The model stays as it was."""
-    was_training, total, num_targets = model.training, 0.0, 0
-    model.eval()
-    try:
-        for batch in batches:
-            with autocast(model):
-                total += loss_sum(model, batch).item()
-            num_targets += batch.num_targets
-    finally:
-        model.train(was_training)
-    return total, num_targets
 
 
 def _optimizers(model: nn.Module, config: InnerConfig) -> list[torch.optim.Optimizer]:

@@ -48,24 +48,16 @@ def build_model(config: ModelConfig, seed: int) -> nn.Module:
     processors. The caller's random state stays as it was. ConfigError when `model.path` holds no config of a causal
     model.
     """
-    model = bare_model(config, "cpu")
+    with torch.random.fork_rng(devices=[]):
+        model = _unfilled(config)
     draw_weights(model, seed)
     return model.train()
 
 
-def bare_model(config: ModelConfig, device: str) -> nn.Module:
-    """The model as transformers makes it, before its weights are drawn; without memory on the device `meta`."""
-    with torch.random.fork_rng(devices=[]), torch.device(device):
-        try:
-            model = AutoModelForCausalLM.from_config(
-                architecture_of(config), dtype=torch.float32, attn_implementation=PACKED
-            )
-        except (ValueError, ImportError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ConfigError(f'model.path = "{config.path}" makes no causal language model: {reason}') from None
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"transformers built a {type(model).__name__}")
-    return model
+def model_without_memory(config: ModelConfig) -> nn.Module:
+    """The model on the device `meta`: its layout, for whoever gives memory to a part of it."""
+    with torch.device("meta"):
+        return _unfilled(config)
 
 
 @torch.no_grad()
@@ -79,8 +71,8 @@ def draw_weights(model: nn.Module, seed: int) -> None:
 
 def fragment_shapes(config: ModelConfig) -> dict[str, dict[str, torch.Size]]:
     """The shapes of all trainable parameters by fragment and name, in the model's order; draws no weight."""
-    found = fragments(bare_model(config, "meta"))
-    return {fragment: {name: p.shape for name, p in named.items()} for fragment, named in found.items()}
+    model = model_without_memory(config)
+    return {fragment: {name: p.shape for name, p in named.items()} for fragment, named in fragments(model).items()}
 
 
 def drawn_weight(name: str, shape: torch.Size, seed: int, std: float) -> Tensor:
@@ -120,12 +112,6 @@ def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
     return loss_of_logits(model(batch.tokens.to(device)[None], **packing(batch, device)).logits[0], batch)
 
 
-def autocast(model: nn.Module) -> torch.autocast:
-    """bf16 on a GPU; on the CPU whatever the parameters are."""
-    device_type = next(model.parameters()).device.type
-    return torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda")
-
-
 def packing(batch: Batch, device: torch.device) -> dict[str, Any]:
     """What a model must be told of `batch` beside its tokens: how its documents lie."""
     return {
@@ -139,6 +125,20 @@ def loss_of_logits(logits: Tensor, batch: Batch) -> Tensor:
     """The loss sum of `batch`, given its (n, vocabulary) logits."""
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return cross_entropy(precise, batch.targets.to(logits.device), ignore_index=NO_TARGET, reduction="sum")
+
+
+def _unfilled(config: ModelConfig) -> nn.Module:
+    """The model with whatever weights transformers gives it."""
+    try:
+        model = AutoModelForCausalLM.from_config(
+            architecture_of(config), dtype=torch.float32, attn_implementation=PACKED
+        )
+    except (ValueError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f'model.path = "{config.path}" makes no causal language model: {reason}') from None
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"transformers built a {type(model).__name__}")
+    return model
 
 
 def architecture_of(config: ModelConfig) -> Any:

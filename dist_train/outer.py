@@ -193,7 +193,8 @@ class PseudoGradientMethod(OuterMethod):
             for name, p in self.fragments[fragment].items()
         }
         self._velocity = {name: torch.zeros_like(t) for name, t in self._theta.items()} if momentum else {}
-        self.restart_from_theta()
+        if start is not None:
+            self.restart_from_theta()
 
     def contribution(self, fragment: str) -> Tensor:
         """Delta_r (1), through the error feedback (2) where there is one."""

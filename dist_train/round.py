@@ -215,7 +215,7 @@ def apply(replica: Replica, committed: CommittedRound, mail: Mail, work: Work) -
     _log.info("round %d: applied, parameters %s", committed.round, digest[:12])
     with work.timed("validate"):
         loss_sum, targets = validate(replica, committed)
-    health = {**replica.outer.figures(), **replica.inner.figures()}
+    health = {**replica.outer.figures(), **replica.inner.engine.figures()}
     replica.transport.send(Applied(committed.round, digest, loss_sum, targets, dict(work.phase_s), health))
 
 
@@ -227,7 +227,7 @@ def validate(replica: Replica, committed: CommittedRound) -> tuple[float, int]:
         return 0.0, 0
     share = (contributors.index(replica.id), len(contributors))
     batches = validation_batches(replica.stream.corpus, config.data.validation_tokens, config.inner.batch_tokens, share)
-    return replica.inner.evaluate(batches)
+    return replica.inner.engine.evaluate(batches)
 
 
 class Mail:

@@ -1,8 +1,8 @@
-"""What one rank of a replica works with: its part of the model, its optimizer, and what it answers for.
+"""What one rank of a replica works with: its part of the model, its engine, and what it answers for.
 
-    one rank            the model                     InnerOptimizer
-    several ranks       the model, on each            SharedOptimizer     gradients are summed over the ranks
-    a pipeline          a stage of the model          StageOptimizer      activations go from stage to stage
+    one rank            the model                     LocalEngine
+    several ranks       the model, on each            SharedEngine        gradients are summed over the ranks
+    a pipeline          a stage of the model          PipelineEngine      activations go from stage to stage
 
 What the replica does in a round is the same for all three: see `round`.
 """
@@ -17,12 +17,12 @@ from torch import nn
 
 from dist_train.config import Config, ReplicaConfig
 from dist_train.crew import Crew, Duties, alone, spread, staged
+from dist_train.engine import SharedEngine
 from dist_train.inner import InnerOptimizer
 from dist_train.model import build_model, fragment_shapes, fragments
 from dist_train.outer import LocalStart
-from dist_train.pipeline.optimizer import StageOptimizer
+from dist_train.pipeline.engine import PipelineEngine
 from dist_train.pipeline.terms import agree, make_bond, make_stage, terms_of
-from dist_train.shared import SharedOptimizer
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ def seat_of(config: Config, replica: ReplicaConfig, crew: Crew, device: torch.de
     if crew.ranks == 1:
         inner = InnerOptimizer(model, config.inner, config.total_steps)
         return Seat(inner, alone(tuple(fragments(model))))
-    shared = SharedOptimizer(model, config.inner, config.total_steps, crew)
-    return Seat(shared, spread(crew, num_parameters(fragment_shapes(config.model))))
+    engine = SharedEngine(model, crew, config.inner.micro_batch_tokens)
+    inner = InnerOptimizer(model, config.inner, config.total_steps, engine)
+    return Seat(inner, spread(crew, num_parameters(fragment_shapes(config.model))))
 
 
 def _stage(config: Config, replica: ReplicaConfig, crew: Crew, device: torch.device) -> Seat:
@@ -57,7 +58,9 @@ def _stage(config: Config, replica: ReplicaConfig, crew: Crew, device: torch.dev
     agree(terms)
     stage = make_stage(config, terms, crew.rank).to(device)
     bond = make_bond(terms, stage)
-    inner = StageOptimizer(stage, config.inner, config.total_steps, bond=bond, micro_batches=terms.micro_batches)
+    engine = PipelineEngine(stage, bond, terms.micro_batches)
+    settle = None if bond is None else bond.project_weights
+    inner = InnerOptimizer(stage.model, config.inner, config.total_steps, engine, settle)
     layers = [[f"layer.{layer}" for layer in span] for span in terms.spans]
     hosted = [["embed", *layers[0]], *layers[1:-1], [*layers[-1], "head"]]
     return Seat(inner, staged(crew, hosted), bond)

@@ -25,7 +25,7 @@ class Rehearsal(InnerOptimizer):
     """Trains `model` in place as the pipeline of `terms` would; what it sends is counted in `sent_bytes`."""
 
     def __init__(self, model: nn.Module, config: InnerConfig, total_steps: int, terms: Terms) -> None:
-        super().__init__(model, config, total_steps)
+        super().__init__(model, config, total_steps, settle=self._stay)
         self.sent_bytes = 0
         """Activations and their gradients, over all boundaries, without the room of shorter micro-batches."""
         self.anchor = model.get_parameter(EMBEDDING).detach().clone()
@@ -75,6 +75,6 @@ class Rehearsal(InnerOptimizer):
         """The sum of losses, through all boundaries."""
         return loss_sum(self.model, batch)
 
-    def _settle(self) -> None:
+    def _stay(self) -> None:
         if self.bond is not None:
             self.bond.project_weights()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.config import ConfigError
-from dist_train.model import bare_model, draw_weights, fragments, loss_of_logits, packing
+from dist_train.model import draw_weights, fragments, loss_of_logits, model_without_memory, packing
 from dist_train.pipeline.health import Health
 from dist_train.pipeline.subspace import EMBEDDING
 
@@ -66,7 +66,7 @@ def build_stage_model(config: ModelConfig, seed: int, span: range, *, anchored: 
 
     With `anchored`, a later stage has the embedding too. ConfigError for a model that cannot be cut.
     """
-    whole: Any = bare_model(config, "meta")
+    whole: Any = model_without_memory(config)
     layers = whole.config.num_hidden_layers
     first, last = span.start == 0, span.stop == layers
     if whole.config.tie_word_embeddings and not (first and last):

@@ -12,6 +12,7 @@ from comms.leases import LeaseBook, Segment, without
 from dist_train.data.batches import (
     NO_TARGET,
     Batch,
+    balanced_micro_batches,
     batches_of,
     micro_batches,
     validation_batches,
@@ -92,6 +93,28 @@ def test_micro_batches_conserve_documents_within_their_bound(lengths: list[int],
     assert [d for part in parts for d in documents_of(part)] == documents_of(batch)
     assert max(part.num_tokens for part in parts) <= most
     assert sum(part.num_targets for part in parts) == batch.num_targets
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(9, 30))
+def test_micro_batches_conserve_documents_within_their_bound(lengths: list[int], most: int) -> None:
+    batch = Batch(torch.arange(sum(lengths)), tuple(lengths))
+    parts = micro_batches(batch, most)
+    assert [d for part in parts for d in documents_of(part)] == documents_of(batch)
+    assert max(part.num_tokens for part in parts) <= most
+    assert sum(part.num_targets for part in parts) == batch.num_targets
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 6))
+def test_balanced_micro_batches_conserve_documents_and_differ_by_one_at_most(lengths: list[int], count: int) -> None:
+    lengths.sort(reverse=True)
+    batch = Batch(torch.arange(1, sum(lengths) + 1), tuple(lengths))  # no token is 0: fillings are
+    parts = balanced_micro_batches(batch, count)
+    assert len(parts) == count
+    found = [document for part in parts for document in documents_of(part) if document != [0]]
+    assert sorted(found) == sorted(documents_of(batch))
+    assert sum(part.num_targets for part in parts) == batch.num_targets
+    held = [part.num_tokens for part in parts]
+    assert max(held) - min(held) <= max(lengths)
 
 
 def test_a_batch_that_fits_is_not_cut() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from dist_train.config import Config, ConfigError, load, parse
 
+PIPELINE = {"id": "p", "pipeline": ["x", "y"]}
+
 
 @pytest.mark.parametrize(
     ("document", "line"),
@@ -34,6 +36,16 @@ from dist_train.config import Config, ConfigError, load, parse
         ({"sparseloco": {"quantizer": "statistical", "value_bits": 1}}, 'quantizer = "statistical" has two bits'),
         ({"exchange": {"min_replicas": 2}}, "exchange.min_replicas = 2 is more than the 1 [[replica]] sections"),
         ({"exchange": {"heartbeat_s": 10}}, "heartbeat_s = 10 must be less than half of liveness_deadline_s = 15"),
+        ({"replica": [PIPELINE | {"split": [6, 0]}]}, "replica.0: split = [6, 0] leaves stage y with no layers"),
+        ({"replica": [PIPELINE | {"split": [6]}]}, "split = [6] has 1 numbers for the 2 stages of pipeline"),
+        ({"replica": [PIPELINE | {"split": [3, 2]}]}, "split = [3, 2] adds up to 5, not to model.layers = 6"),
+        ({"replica": [PIPELINE | {"pipeline": list("stuvwxyz")}]}, "8 stages for 6 layers, and a stage must have one"),
+        ({"replica": [PIPELINE | {"pipeline": ["x", "x"]}]}, 'pipeline names "x" twice'),
+        ({"replica": [PIPELINE | {"rank_k": 257}]}, "rank_k = 257 is above model.hidden_size = 256; lower it"),
+        (
+            {"replica": [PIPELINE], "outer": {"method": "ddp"}},
+            'replica "p": compression = "projected-stream" cannot be trained with outer.method = "ddp"',
+        ),
         ({"inner": {"batch_tokens": 100}}, "inner.batch_tokens = 100 is less than one sequence"),
         ({"inner": {"micro_batch_tokens": 100}}, "inner.micro_batch_tokens = 100 is less than one sequence"),
     ],

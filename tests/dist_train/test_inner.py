@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dist_train.config import InnerConfig, ModelConfig
 from dist_train.data.batches import Batch
-from dist_train.inner import InnerOptimizer, evaluate, learning_rate
+from dist_train.engine import evaluate
+from dist_train.inner import InnerOptimizer, learning_rate
 from dist_train.model import build_model, loss_sum
 
 if TYPE_CHECKING:

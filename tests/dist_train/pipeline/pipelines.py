@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_train.config import Config, InnerConfig, parse
+from dist_train.config import Config, parse
 from dist_train.data.batches import Batch
 from dist_train.model import build_model
 from dist_train.outer import PseudoGradientMethod, outer_method
@@ -15,7 +15,6 @@ from dist_train.pipeline.rehearsal import Rehearsal
 from dist_train.pipeline.terms import Terms, terms_of
 
 VOCABULARY = 300
-INNER = InnerConfig(lr=1e-2, clip_norm=0.5)
 
 
 def config(split: tuple[int, ...] = (3, 1), **replica: Any) -> Config:
@@ -26,6 +25,7 @@ def config(split: tuple[int, ...] = (3, 1), **replica: Any) -> Config:
         {
             "run": {"seed": 3},
             "model": {"hidden_size": 32, "layers": 4, "heads": 2, "intermediate_size": 48, "vocab_size": VOCABULARY},
+            "inner": {"lr": 1e-2, "clip_norm": 0.5},
             "sparseloco": {"chunk": 256, "k": 256, "value_bits": 32, "error_decay": 1.0, "aggregate": "mean"},
             "replica": [pipeline, {"id": "d"}],
         }
@@ -44,10 +44,14 @@ def batch(seed: int, lengths: tuple[int, ...] = (17, 17, 12, 9, 5, 5, 2, 1)) -> 
     return Batch(torch.randint(VOCABULARY, (sum(lengths),), generator=generator), lengths)
 
 
-def rehearsal(config: Config, terms: Terms, dtype: torch.dtype = torch.float64) -> Rehearsal:
-    """The pipeline replica in this process, its weights where a round begins."""
-    model = build_model(config.model, config.run.seed).to(dtype)
-    inner = Rehearsal(model, config.inner, 100, terms)
+def as_drawn(config: Config, terms: Terms) -> Rehearsal:
+    """The pipeline replica in this process, in fp64, its weights as drawn: what an outer method is made of."""
+    return Rehearsal(build_model(config.model, config.run.seed).double(), config.inner, 100, terms)
+
+
+def rehearsal(config: Config, terms: Terms) -> Rehearsal:
+    """The same, its weights where a round begins."""
+    inner = as_drawn(config, terms)
     start(inner)
     return inner
 
@@ -61,7 +65,7 @@ def start(inner: Rehearsal) -> None:
 
 
 def method(config: Config, inner: Rehearsal) -> PseudoGradientMethod:
-    """The outer method of a replica, its bond included."""
+    """The outer method of a replica, its bond included; the weights move to where a round begins."""
     outer = outer_method(config, inner.model, inner, start=inner.bond)
     assert isinstance(outer, PseudoGradientMethod)
     return outer

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_train.pipeline.basis import Basis, BasisError, StreamCovariance, basis_from_bytes, seeded_basis
@@ -53,22 +55,22 @@ def test_k_must_fit(k: int) -> None:
         seeded_basis(0, 8, k)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_basis_are_refused(content: bytes) -> None:
     with pytest.raises(BasisError):
         basis_from_bytes(content)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_basis_that_was_tampered_with_is_refused_or_another(data: st.DataObject) -> None:
     honest = seeded_basis(0, 6, 2)
     content = bytearray(honest.to_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))
-    try:
+    with contextlib.suppress(BasisError):
         assert basis_from_bytes(bytes(content)).digest != honest.digest or place >= 16  # a factor of a column is lost
-    except BasisError:
-        pass
 
 
 def test_dependent_columns_are_refused() -> None:

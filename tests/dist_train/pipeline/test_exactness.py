@@ -129,7 +129,7 @@ def test_the_gradient_that_is_sent_is_g_u() -> None:
     content = boundary.compress(stream, anchors)
     content.retain_grad()
     gradient = torch.randn(5, 32, dtype=torch.float64)
-    boundary.rebuild(content, anchors).backward(gradient)
+    boundary.rebuild(content, anchors).backward(gradient)  # type: ignore[no-untyped-call]
     assert content.grad is not None
     assert stream.grad is not None
     torch.testing.assert_close(content.grad, gradient @ u, rtol=1e-14, atol=1e-14)

@@ -22,7 +22,7 @@ from dist_train.pipeline.rehearsal import Rehearsal
 from dist_train.pipeline.stage import build_stage_model
 from dist_train.pipeline.subspace import EMBEDDING, Bond
 from dist_train.pipeline.terms import make_stage, terms_of
-from tests.dist_train.pipeline.pipelines import batch, config, distance, exact, method, rehearsal, values
+from tests.dist_train.pipeline.pipelines import as_drawn, batch, config, distance, exact, method, values
 
 O_PROJ = "model.layers.0.self_attn.o_proj.weight"
 
@@ -37,14 +37,14 @@ def dense(settings: Config) -> tuple[InnerOptimizer, PseudoGradientMethod]:
 
 def mixed(settings: Config) -> tuple[list[InnerOptimizer], list[PseudoGradientMethod]]:
     """A pipeline replica and a dense one, both at the start of a round."""
-    pipeline = rehearsal(settings, exact(settings))
+    pipeline = as_drawn(settings, exact(settings))
     other, outer = dense(settings)
     return [pipeline, other], [method(settings, pipeline), outer]
 
 
 def exchange(methods: Sequence[PseudoGradientMethod], tokens: Sequence[int] = (1, 1)) -> dict[str, Tensor]:
     """A whole outer round over real payloads; returns what was sent by the first replica, per fragment, unpacked."""
-    sent: dict[str, Tensor] = {}
+    sent = dict[str, Tensor]()
     for fragment, layout in methods[0].layouts.items():
         payloads = [m.codec.encode(m.contribution(fragment), layout) for m in methods]
         updates = [methods[-1].codec.decode(payload, layout) for payload in payloads]
@@ -93,10 +93,10 @@ def test_each_fragment_is_owned_by_one_stage_and_laid_out_as_in_a_dense_replica(
 def erosion(settings: Config, start_type: type[LocalStart]) -> float:
     """What is left after ten rounds of something outside S that only the dense replica had put into W_o."""
     inners, methods = mixed(settings)
-    learnt = torch.randn(32, 32, generator=torch.Generator().manual_seed(1))
+    learnt = torch.randn(32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     basis = exact(settings).basis
     assert basis is not None
-    outside = torch.eye(32) - (basis.columns @ basis.columns.T).float()
+    outside = torch.eye(32, dtype=torch.float64) - basis.columns @ basis.columns.T
     learnt = outside @ learnt
     for outer in methods:
         outer.theta()[O_PROJ].add_(learnt)
@@ -158,7 +158,7 @@ def test_after_a_sync_with_a_dense_peer_the_pipeline_equals_one_process() -> Non
         found, wanted = (loss_sum(model, batch(50)).item() for model in (pipeline.model, whole))
         assert found == pytest.approx(wanted, rel=1e-15)
     theta = methods[1].theta()
-    assert torch.equal(pipeline.model.get_parameter(EMBEDDING).float(), theta[EMBEDDING]), "absorbed, not projected"
+    assert torch.equal(pipeline.model.get_parameter(EMBEDDING), theta[EMBEDDING]), "absorbed, not projected"
 
 
 def test_a_stage_that_misses_the_embedding_s_update_computes_something_else() -> None:
@@ -194,7 +194,7 @@ def test_top_k_leaves_the_subspace_and_the_replica_does_not() -> None:
         methods[0]._feedback = ErrorFeedback(1.0)  # asked once more below, as if for the first time
         sent = exchange(methods)
         assert off_subspace(sent[O_PROJ], settings) > 0.5
-        assert off_subspace(inners[0].model.get_parameter(O_PROJ), settings) < 1e-6
+        assert off_subspace(values(inners[0].model)[O_PROJ], settings) < 1e-6
         residual = methods[0].layouts["layer.0"].unpack(methods[0].own_state()["layer.0"])[O_PROJ]
         whole = methods[0].layouts["layer.0"].unpack(wanted)[O_PROJ]
         if round_number == 0:
@@ -260,9 +260,8 @@ def test_a_tied_head_cannot_be_cut(tmp_path: Any) -> None:
 
 
 def test_learning_rates_are_those_of_dense_replicas() -> None:
-    """Weights keep their ambient form, so no factor sqrt(d / k) is to be forgotten: a bound step has a free one's size.
-
-    AdamW's first step moves every value by the rate; inside S that leaves a share of about sqrt(k / d).
+    """Weights keep their ambient form, so no factor sqrt(d / k) is to be forgotten: a bound step is a free one's,
+    less the part outside S. AdamW's first step moves every value by the rate.
     """
     settings = config()
     inners, _ = mixed(settings)
@@ -271,7 +270,7 @@ def test_learning_rates_are_those_of_dense_replicas() -> None:
         before = values(inner.model)[O_PROJ]
         step(inner, 0)
         moved.append(float((values(inner.model)[O_PROJ] - before).norm()))
-    assert moved[0] / moved[1] == pytest.approx((8 / 32) ** 0.5, rel=0.25)
+    assert (8 / 32) ** 0.5 < moved[0] / moved[1] < 1.0
 
 
 # ---- 7: unequal work ----
@@ -306,7 +305,7 @@ def test_the_health_of_a_sync_by_hand() -> None:
     pipeline.bond.figures()
     basis = exact(settings).basis
     assert basis is not None
-    u = basis.columns.float()
+    u = basis.columns
     for i, inner in enumerate(inners):
         step(inner, i)
     old = methods[0].theta()[EMBEDDING].clone()

@@ -1,58 +1,51 @@
-"""The inner step of a replica whose layers are spread over stages: what a lone replica does, by all of them together.
+"""The engine of a replica whose layers are spread over stages: 1F1B of torch.distributed.pipelining.
 
-    accumulate(batch):   every stage has the same batch, cuts it in the same m micro-batches and runs 1F1B;
-                         loss and gradients are those of the whole batch, as in `inner`                         (1)
-    step():              |g|^2 summed over the stages, one number from each, so that all clip by one factor     (2)
-                         then each updates its own, and brings bound weights back                               (3)
+    gradient(batch):   every stage has the same batch, cuts it in the same m micro-batches and runs the schedule;
+                       loss and gradients are those of the whole batch, bound ones projected                 (1)
+    total_norm:        |g|^2 summed over the stages, one number from each, so that all clip by one factor     (2)
 
     stage 0   F0 F1 F2 ..       B0 F3 B1 ..        messages to the right: activations, C
     stage 1      F0 F1 ..    B0 F2 B1 ..           messages to the left: their gradients, G U
     stage 2         F0 B0 F1 B1 ..
 
-`torch.distributed.pipelining` runs the schedule. It wants tensors of one shape, and the first step with a shape costs a
-round trip through all stages; so room is made in steps of a sixteenth of the usual micro-batch, and schedules are kept.
+The schedule wants tensors of one shape, and the first step with a shape costs a round trip through all stages; so room
+is made in steps of a sixteenth of the usual micro-batch, and schedules are kept.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.nn.utils import get_total_norm
 
 from dist_train.data.batches import Batch, balanced_micro_batches
-from dist_train.inner import InnerOptimizer
-from dist_train.model import autocast
+from dist_train.engine import autocast
 from dist_train.pipeline.health import Health
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dist_train.config import InnerConfig
     from dist_train.pipeline.stage import Stage
     from dist_train.pipeline.subspace import Bond
+    from dist_train.pipeline.terms import Terms
 
 STEPS_OF_ROOM = 16
 SCHEDULES_KEPT = 8
 
 
-class StageOptimizer(InnerOptimizer):
-    """Trains this rank's stage in place, together with the other ranks of `group`; every method blocks on them."""
+class PipelineEngine:
+    """This rank's stage, together with the other ranks of `group`, on which every method blocks.
+
+    `InnerOptimizer` must settle `bond` after each step (`Bond.project_weights`).
+    """
 
     def __init__(
-        self,
-        stage: Stage,
-        config: InnerConfig,
-        total_steps: int,
-        *,
-        bond: Bond | None,
-        micro_batches: int,
-        group: dist.ProcessGroup | None = None,
+        self, stage: Stage, bond: Bond | None, micro_batches: int, group: dist.ProcessGroup | None = None
     ) -> None:
-        super().__init__(stage.model, config, total_steps)
         self.stage = stage
         self._bond = bond
         self._group = group
@@ -60,30 +53,40 @@ class StageOptimizer(InnerOptimizer):
         self._micro_batches = max(micro_batches, self._num_stages)  # what 1F1B needs to be filled
         self._schedules = dict[tuple[int, bool], Schedule1F1B | ScheduleGPipe]()
 
-    def accumulate(self, batch: Batch) -> float:
-        """Puts the gradient of the mean loss of `batch` in place of any there was (1).
+    def follow(self, terms: Terms) -> None:
+        """Goes on under other terms, with another basis, from the next start on: restart from theta afterwards."""
+        self.stage.boundary, self.stage.wire = terms.boundary().to(self.stage.device), terms.wire()
+        if self._bond is not None and terms.basis is not None:
+            self._bond.rebase(terms.basis)
+        self._schedules.clear()
 
-        Returns this stage's share of that loss: all of it on the last stage, 0 on the others.
-        """
-        self.model.zero_grad(set_to_none=True)
+    def gradient(self, batch: Batch) -> float:
+        """The gradient of this stage's parameters (1); the loss on the last stage, 0 on the others."""
+        self.stage.model.zero_grad(set_to_none=True)
         losses = self._run(batch, training=True)
         if self._bond is not None:
             self._bond.project_gradients()
         return sum(loss.item() for loss in losses)
 
+    def total_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Over all stages (2)."""
+        squares = get_total_norm(gradients).to("cpu", torch.float64).square()
+        dist.all_reduce(squares, group=self._group)
+        return squares.sqrt()
+
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        """The sum of losses (nats) and how many targets they are, on the last stage; nothing on the others."""
+        """The sum of losses (nats) and how many targets they are, both on the last stage; nothing on the others."""
         total, num_targets = 0.0, 0
         self.stage.eval()
         try:
             for batch in batches:
                 losses = self._run(batch, training=False)
                 total += sum(loss.item() for loss in losses) * max(1, batch.num_targets)
-                num_targets += batch.num_targets if self.stage.is_last else 0
+                num_targets += batch.num_targets
         finally:
             self.stage.train()
-        return total, num_targets
+        return (total, num_targets) if self.stage.is_last else (0.0, 0)
 
     def figures(self) -> dict[str, float]:
         """How much of the stream was lost at this stage's boundary."""
@@ -98,7 +101,7 @@ class StageOptimizer(InnerOptimizer):
         schedule = self._schedule(stage.capacity, training=training)
         numbers = torch.arange(self._micro_batches)
         losses = list[Tensor]()
-        with autocast(self.model):
+        with autocast(self.stage.model):
             if training:
                 target = numbers if stage.is_last else None
                 schedule.step(micro=numbers, target=target, losses=losses, return_outputs=False)
@@ -139,23 +142,9 @@ class StageOptimizer(InnerOptimizer):
 
     @property
     def _dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
-    def _gradient_norm(self) -> Tensor:
-        squares = super()._gradient_norm().to("cpu", torch.float64).square()
-        dist.all_reduce(squares, group=self._group)  # (2)
-        return squares.sqrt()
-
-    def _settle(self) -> None:
-        if self._bond is not None:
-            self._bond.project_weights()  # (3)
+        return next(self.stage.parameters()).dtype
 
 
 def _share(output: Tensor, _target: Tensor) -> Tensor:
     """The last stage puts out the loss itself."""
     return output.sum()
-
-
-def bubble(stages: int, micro_batches: int) -> float:
-    """Share of a step that a stage of 1F1B waits, when all are equally fast."""
-    return (stages - 1) / (micro_batches + stages - 1) if micro_batches else math.nan
