@@ -27,6 +27,7 @@ from comms.join_token import Doorkeeper
 from comms.journal import Journal
 from comms.ledger import Ledger
 from comms.limits import Throttle
+from comms.marks import Marks
 from comms.meetings import MeetingService
 from comms.payloads import PayloadService
 from comms.rounds import advance, next_deadline_s
@@ -81,6 +82,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         self._journal = journal
         self._ledger = ledger
         self._metrics = metrics
+        self._marks = Marks()
         self._streams: dict[str, _Stream] = {}
         self._changed = asyncio.Event()
         self._started_s = time.monotonic()
@@ -290,6 +292,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         now_s = time.monotonic()
         before, (self._state, actions) = self._state, advance(self._state, event, now_s)
         committed = next((action.committed for action in actions if isinstance(action, Record)), None)
+        self._mark(event, before, committed)
         for action in actions:
             if isinstance(action, Summarise):
                 self._write_metrics(action.summary)
@@ -308,10 +311,24 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
             if before.absent.get(replica) != reason:
                 _log.warning("round %d: goes on without %s: %s", self._state.round, replica, reason)
 
+    def _mark(self, event: Event, before: RunState, committed: CommittedRound | None) -> None:
+        """Notes when this happened, for the timeline."""
+        now_s = time.time()
+        if isinstance(event, Heard):
+            self._marks.heard(event.replica, event.message, now_s)
+        if committed is not None:
+            self._marks.committed(committed.round, now_s)
+        if self._state.phase is Phase.WORK and (before.phase, before.round) != (Phase.WORK, self._state.round):
+            self._marks.opened(self._state.round, now_s)
+
     def _write_metrics(self, summary: RoundSummary) -> None:
         self._last_summary = summary
-        now_s = time.time()
-        row = asdict(summary) | {"opened_at_s": now_s - summary.round_s, "committed_at_s": now_s}
+        now_s, marks = time.time(), self._marks.of(summary.round)
+        times = asdict(marks) | {
+            "opened_at_s": marks.opened_at_s or now_s - summary.round_s,
+            "committed_at_s": marks.committed_at_s or now_s,
+        }
+        row = asdict(summary) | times
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self._ledger.flush(summary.round)

@@ -217,11 +217,13 @@ class PseudoGradientMethod(OuterMethod):
         self._share(self.fragments)
 
     def figures(self) -> dict[str, float]:
-        """The norm of what the error feedback holds back."""
+        """The norm of what the error feedback holds back, and how far the sent values are from what they stand for."""
         if self._feedback is None:
             return {}
         buffers = self._feedback.state_dict().values()
-        return {"error_feedback_norm": float(sum(float(b.square().sum()) for b in buffers)) ** 0.5}
+        figures = {"error_feedback_norm": float(sum(float(b.square().sum()) for b in buffers)) ** 0.5}
+        error = self._feedback.quantizer_error
+        return figures if error is None else figures | {"quantizer_error": error}
 
 
 class GradientMethod(OuterMethod):
