@@ -43,6 +43,16 @@ class RunDirectory:
         return self.path / "run.json"
 
     @property
+    def links(self) -> Path:
+        """What links were limited to, JSON, written by a simulation."""
+        return self.path / "links.json"
+
+    @property
+    def page(self) -> Path:
+        """The report as a page."""
+        return self.path / "report.html"
+
+    @property
     def corpus(self) -> Path:
         """Tokenized documents, memory-mapped by every process of this machine."""
         return self.path / "corpus"

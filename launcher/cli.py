@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # Click's, which newer versions of typer carry inside themselves.
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
-REPORT_COLUMNS = 100
 
 logger = logging.getLogger(__name__)
 app = typer.Typer(
@@ -108,23 +107,32 @@ def launch(
 
 
 @app.command()
-def report(run_dir: RunDir, as_json: AsJson = False) -> None:
+def report(
+    run_dir: RunDir,
+    as_json: AsJson = False,
+    as_html: Annotated[bool, typer.Option("--html", help="Write one page that holds all it needs.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Where the page goes; RUN_DIR/report.html.")
+    ] = None,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--compare", metavar="RUN_DIR", help="Another run to lay over it; repeatable.")
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option("--ledger", metavar="FILE", help="Write every transfer as .csv or .parquet.")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write the rounds as TensorBoard scalars.")
+    ] = None,
+) -> None:
     """Show what a run did and what it sent: loss, rounds, traffic by kind against prediction and baselines.
 
-    Example: dist-train report runs/demo --json
+    Example: dist-train report runs/demo --html --compare runs/diloco
     """
-    from rich.console import Console
+    from launcher.report import Wanted
+    from launcher.report import report as report_run
 
-    from dist_train.report import collect, render_terminal
-    from launcher.lock import is_locked
-
-    collected = collect(RunDirectory(run_dir), is_running=is_locked(run_dir))
-    if as_json:
-        typer.echo(collected.to_json())
-    else:
-        # What is read later, from a file or a pipe, has no terminal's width.
-        console = Console() if sys.stdout.isatty() else Console(width=REPORT_COLUMNS)
-        console.print(render_terminal(collected))
+    wanted = Wanted(as_json=as_json, as_html=as_html, output=output, ledger=ledger, tensorboard=tensorboard)
+    typer.echo(report_run(run_dir, compare or [], wanted))
 
 
 @app.command()
