@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -215,6 +215,15 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
     ) -> pb.StatusReply:
         """What the run does now."""
         del request, context
+        return self.status()
+
+    @property
+    def last_summary(self) -> RoundSummary | None:
+        """The last round that was summed up since this process started."""
+        return self._last_summary
+
+    def status(self) -> pb.StatusReply:
+        """What the run does now. Other threads may ask: what is read is replaced, never changed."""
         state, summary = self._state, self._last_summary
         return pb.StatusReply(
             run=self._run,
@@ -225,7 +234,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
             members=[
                 pb.MemberStatus(
                     replica=replica,
-                    state=self._member_state(replica),
+                    state=self._member_state(state, replica),
                     applied_round=member.applied_round,
                     address=member.address,
                     rank_addresses=member.rank_addresses,
@@ -254,8 +263,8 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         self._feed(Stopped(reason))
         return pb.StopReply()
 
-    def _member_state(self, replica: str) -> str:
-        state, member = self._state, self._state.members[replica]
+    def _member_state(self, state: RunState, replica: str) -> str:
+        member = state.members[replica]
         silent_s = time.monotonic() - member.last_heard_s
         if silent_s > state.rules.liveness_deadline_s:
             return "away"
@@ -345,6 +354,7 @@ async def coordinate(
     metrics: Path,
     relay_store: PayloadStore | None,
     on_listening: Callable[[str], None],
+    watching: Callable[[Coordinator], AbstractContextManager[object]] = nullcontext,
 ) -> None:
     """Serves a run at `address` until it is over. RunFailed when it ends early; Unreachable when the port is in use."""
     server = new_server()
@@ -361,9 +371,10 @@ async def coordinate(
             payload_pb2_grpc.add_PayloadsServicer_to_server(service, server)
         meetings = MeetingService(lambda replica: replica in rules.replicas, rules.gather_deadline_s)
         meeting_pb2_grpc.add_MeetingsServicer_to_server(meetings, server)
-        await server.start()
-        on_listening(bound)
-        await coordinator.until_over()
+        with watching(coordinator):
+            await server.start()
+            on_listening(bound)
+            await coordinator.until_over()
     finally:
         if coordinator is not None:
             coordinator.hang_up()

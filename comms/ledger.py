@@ -48,6 +48,15 @@ class Transfer:
     fragment: str = ""
 
 
+@dataclass(frozen=True)
+class Total:
+    """All that was counted of one kind and direction since the ledger was opened."""
+
+    bytes: int = 0
+    seconds: float = 0.0
+    transfers: int = 0
+
+
 class Ledger:
     """One member's rows, appended to a file; safe to use from several threads."""
 
@@ -56,6 +65,7 @@ class Ledger:
         self._clock = clock
         self._lock = threading.Lock()
         self._tallies: dict[tuple[str, Direction, Kind], int] = {}
+        self._totals: dict[tuple[Kind, Direction], Total] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", buffering=1)  # a row is whole, also when we are killed
 
@@ -71,11 +81,9 @@ class Ledger:
         fragment: str = "",
     ) -> None:
         """Writes one row."""
-        row = Transfer(
-            self._clock(), round_number, self._member, peer, direction, kind, num_bytes, round(seconds, 6), fragment
-        )
         with self._lock:
-            self._file.write(json.dumps(asdict(row)) + "\n")
+            self._add(kind, direction, num_bytes, seconds)
+            self._write(round_number, peer, direction, kind, num_bytes, seconds, fragment)
 
     def control(self, *, peer: str, direction: Direction, num_bytes: int) -> None:
         """Counts a control message, its header added."""
@@ -86,15 +94,32 @@ class Ledger:
         with self._lock:
             key = (peer, direction, kind)
             self._tallies[key] = self._tallies.get(key, 0) + num_bytes
+            self._add(kind, direction, num_bytes, 0.0)
+
+    def totals(self) -> dict[tuple[Kind, Direction], Total]:
+        """What was counted so far, also of what `flush` has not written yet."""
+        with self._lock:
+            return dict(self._totals)
+
+    def _add(self, kind: Kind, direction: Direction, num_bytes: int, seconds: float) -> None:
+        total = self._totals.get((kind, direction), Total())
+        self._totals[kind, direction] = Total(total.bytes + num_bytes, total.seconds + seconds, total.transfers + 1)
 
     def flush(self, round_number: int) -> None:
         """Writes what was tallied since the last flush as rows of `round_number`."""
         with self._lock:
             sums, self._tallies = self._tallies, {}
-        for (peer, direction, kind), num_bytes in sums.items():
-            self.transfer(
-                round_number=round_number, peer=peer, direction=direction, kind=kind, num_bytes=num_bytes, seconds=0.0
-            )
+            for (peer, direction, kind), num_bytes in sums.items():
+                self._write(round_number, peer, direction, kind, num_bytes, 0.0)
+
+    def _write(
+        self, round_number: int, peer: str, direction: Direction, kind: Kind, num_bytes: int, seconds: float,
+        fragment: str = "",
+    ) -> None:  # fmt: skip
+        row = Transfer(
+            self._clock(), round_number, self._member, peer, direction, kind, num_bytes, round(seconds, 6), fragment
+        )
+        self._file.write(json.dumps(asdict(row)) + "\n")
 
     def __enter__(self) -> Self:
         return self

@@ -38,7 +38,9 @@ class ErrorFeedback:
     @property
     def quantizer_error(self) -> float | None:
         """||a - sent|| / ||a|| over the places that were sent last, of all fragments; None before the first."""
-        missed, kept = (sum(squares) for squares in zip(*self._squares.values(), strict=True)) if self._squares else (0, 0)
+        missed, kept = (
+            (sum(squares) for squares in zip(*self._squares.values(), strict=True)) if self._squares else (0, 0)
+        )
         return (missed / kept) ** 0.5 if kept else None
 
     def accumulate(self, fragment: str, flat_delta: Tensor) -> Tensor:

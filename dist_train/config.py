@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import ipaddress
 import json
 import math
 import tomllib
@@ -252,6 +253,48 @@ class CheckpointConfig(_Section):
     """Checkpoints kept; older ones are deleted after a newer one is whole."""
 
 
+def _page_address(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError("give it as host:port; port 0 takes any free port")
+    return value
+
+
+PageAddress = Annotated[str, AfterValidator(_page_address)]
+
+
+class WatchConfig(_Section):
+    """[watch]: what may be looked at while the run goes on. Nothing unless a key is given; see docs/watching.md."""
+
+    status_address: PageAddress | None = None
+    """Where the coordinator serves a page that shows how the run stands, such as "127.0.0.1:9390"."""
+    metrics_address: PageAddress | None = None
+    """Where the coordinator serves /metrics for Prometheus; the n-th rank of all [[replica]] does so n ports above."""
+    beyond_loopback: bool = False
+    """Whether those two may be addresses that other machines reach; they show names, addresses and loss to anybody."""
+    tensorboard: str | None = None
+    """A folder into which the coordinator writes TensorBoard scalars as rounds are committed."""
+    log_format: Literal["text", "json"] = "text"
+    """How members write their logs: lines for people, or one JSON object a record."""
+
+    @model_validator(mode="after")
+    def _stays_here(self) -> WatchConfig:
+        for key, address in (("status_address", self.status_address), ("metrics_address", self.metrics_address)):
+            if address is not None and not self.beyond_loopback and not _is_loopback(address.rpartition(":")[0]):
+                raise ValueError(
+                    f'{key} = "{address}" can be reached from other machines, by anybody: use 127.0.0.1, '
+                    "or say beyond_loopback = true"
+                )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 class ReplicaConfig(_Section):
     """[[replica]]: one full copy of the model being trained."""
 
@@ -274,6 +317,7 @@ class Config(_Section):
     exchange: ExchangeConfig = ExchangeConfig()
     security: SecurityConfig = SecurityConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    watch: WatchConfig = WatchConfig()
     replica: tuple[ReplicaConfig, ...] = Field(default=(ReplicaConfig(id="a"),), min_length=1)
 
     @model_validator(mode="after")
@@ -336,7 +380,7 @@ class Config(_Section):
     def shared(self) -> dict[str, Any]:
         """All that must be equal among the members of a run, as JSON: not where files, sockets and devices are."""
         shared = self.model_dump(mode="json")
-        del shared["run"]["directory"], shared["exchange"]["address"], shared["security"]
+        del shared["run"]["directory"], shared["exchange"]["address"], shared["security"], shared["watch"]
         shared["replica"] = sorted(replica["id"] for replica in shared["replica"])
         return shared
 

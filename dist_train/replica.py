@@ -34,6 +34,7 @@ from dist_train.outer import outer_method
 from dist_train.round import Replica, follow, take_part
 from dist_train.run_directory import RunDirectory, alone_in, write_atomically
 from dist_train.security import security_of
+from dist_train.watch.watching import watching_replica
 
 _log = logging.getLogger(__name__)
 
@@ -77,8 +78,9 @@ def run_replica(
             replica = Replica(replica_id, config, Stream(corpus, config.run.seed), inner, outer, transport, 0, "")
             _resume(replica, checkpoints)
             replica.theta_digest = outer.digest()
-            transport.join(_introduction(replica, own.address))
-            _follow(replica, checkpoints, ledger)
+            with watching_replica(config, replica_id, crew.rank, ledger, lambda: replica.round):
+                transport.join(_introduction(replica, own.address))
+                _follow(replica, checkpoints, ledger)
         finally:
             transport.close()
 

@@ -202,6 +202,7 @@ def coordinate(
         from dist_train.coordination import run_coordinator
 
         directory, config = _open_run(run_dir)
+        _speak_as(config, "coordinator")
         run_coordinator(config, directory, lambda address: _announce(address, ready_fd))
 
     _run_member("coordinator", body, lifeline=lifeline)
@@ -224,6 +225,7 @@ def replica(
         from dist_train.replica import replica_of, run_replica
 
         directory, config = _open_run(run_dir)
+        _speak_as(config, replica_id)
         with crew_of(replica_of(config, replica_id), config.exchange.outage_deadline_s) as crew:
             run_replica(config, directory, replica_id, coordinator, crew)
 
@@ -248,6 +250,13 @@ def _run_member(member: str, body: Callable[[], None], *, lifeline: bool) -> Non
         else:
             logger.error("%s%s", PREFIX, one_line(error))  # noqa: TRY400 - its line is all there is to say
         raise typer.Exit(code or 1) from None
+
+
+def _speak_as(config: Config, member: str) -> None:
+    from launcher.logs import speak_json
+
+    if config.watch.log_format == "json":
+        speak_json(member, config.run.name)
 
 
 def _announce(address: str, ready_fd: int | None) -> None:

@@ -106,4 +106,6 @@ def read_limits(path: Path) -> dict[Pair, Limit]:
         written = _LIMITS.validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return {}
-    return {(link.from_, link.to): Limit(link.limit_bits_per_second, link.latency_s, link.enforced_by) for link in written}
+    return {
+        (link.from_, link.to): Limit(link.limit_bits_per_second, link.latency_s, link.enforced_by) for link in written
+    }

@@ -115,7 +115,9 @@ def _headline(report: Report) -> str:
         f"{report.method}, {len(report.replicas)} replicas, {report.model.name or UNKNOWN} with "
         f"{count_text(report.model.parameters)} parameters, config {report.config_digest[:12]}"
     )
-    shown = "".join(f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in cards)
+    shown = "".join(
+        f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in cards
+    )
     warning = '<p class="bad">no round was committed</p>' if not report.rounds_detail else ""
     return (
         f'<h1>{escape(report.run)} <span class="dim">{report.status}</span></h1>'
@@ -253,7 +255,9 @@ def _health(report: Report) -> str:
 
 def _faults(report: Report) -> str:
     if not report.faults:
-        return "<p class='dim'>Every round was committed with everybody, on the same digest.</p>" if report.rounds else ""
+        return (
+            "<p class='dim'>Every round was committed with everybody, on the same digest.</p>" if report.rounds else ""
+        )
     rows = [(str(fault.round), fault.replica, fault.reason) for fault in report.faults[-MOST_ROWS:]]
     return _table(("round", "without", "why"), rows, (1, 2))
 

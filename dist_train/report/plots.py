@@ -90,7 +90,9 @@ def loss_figures(reports: Sequence[Report]) -> list[Figure]:
             data=[trace for n, report in enumerate(shown) for trace in _loss_traces(report, key, n, len(shown) > 1)],
             x=text,
             y="loss, nats a token",
-            layout={"xaxis": {"type": "log", "dtick": 1, "exponentformat": "SI"}} if len(shown) > 1 and key == "sent_bytes" else {},
+            layout={"xaxis": {"type": "log", "dtick": 1, "exponentformat": "SI"}}
+            if len(shown) > 1 and key == "sent_bytes"
+            else {},
         )
         for key, text in axes
     ]

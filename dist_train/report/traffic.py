@@ -34,7 +34,9 @@ def bytes_by(sums: pa.Table | None, direction: str, *keys: str) -> Counter[tuple
     if sums is None:
         return Counter()
     split = sums.group_by([*keys, "direction"]).aggregate([("bytes", "sum")]).to_pylist()
-    return Counter({tuple(row[key] for key in keys): row["bytes_sum"] for row in split if row["direction"] == direction})
+    return Counter(
+        {tuple(row[key] for key in keys): row["bytes_sum"] for row in split if row["direction"] == direction}
+    )
 
 
 def traffic_parts(sums: pa.Table | None, predicted_bytes: int | None) -> tuple[TrafficPart, ...]:
