@@ -109,6 +109,7 @@ def launch(
 @app.command()
 def report(
     run_dir: RunDir,
+    *,
     as_json: AsJson = False,
     as_html: Annotated[bool, typer.Option("--html", help="Write one page that holds all it needs.")] = False,
     output: Annotated[

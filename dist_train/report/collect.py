@@ -108,7 +108,7 @@ def _replicas(config: Config, rows: Rows, sums: pa.Table | None) -> tuple[Replic
         tokens.update(row.tokens)
         committed.update(row.contributors)
         for replica, by_phase in row.phase_s.items():
-            phase_s[replica].update(by_phase)  # type: ignore[arg-type]  # seconds are counted, too
+            phase_s[replica].update(by_phase)
     sent, received = bytes_by(sums, SENT, "member"), bytes_by(sums, RECEIVED, "member")
     named = [replica.id for replica in config.replica]
     return tuple(

@@ -1,4 +1,4 @@
-"""The ledgers of a run, read once and in blocks: a long run's have millions of rows and are larger than memory is worth.
+"""The ledgers of a run, read once and in blocks: a long run's have millions of rows, too many to hold in memory.
 
 Rows are summed up for each (round, member, peer, direction, kind) as they pass; every split that a report shows is a
 split of these sums, so all of them add up to the same total.

@@ -146,7 +146,7 @@ def _matrix(report: Report) -> Figure:
     members = sorted({name for pair in report.matrix for name in (pair.from_, pair.to)})
     sent = {(pair.from_, pair.to): max(pair.sent_bytes, pair.received_bytes) for pair in report.matrix}
     names = [escape(member) for member in members]
-    heat = {
+    heat: Trace = {
         "type": "heatmap",
         "x": names,
         "y": names,
@@ -164,7 +164,7 @@ def _matrix(report: Report) -> Figure:
 def _bytes_by_round(report: Report) -> Figure:
     rounds = [detail.round for detail in report.rounds_detail]
     style: Trace = {"type": "scatter", "mode": "lines+markers" if len(rounds) <= MOST_BARS else "lines", "x": rounds}
-    lines = (
+    lines: tuple[tuple[str, list[int | None], str], ...] = (
         ("pseudo-gradients, counted", [d.pseudo_gradient_bytes for d in report.rounds_detail], "solid"),
         ("pseudo-gradients, predicted", [d.predicted_bytes for d in report.rounds_detail], "dash"),
         ("everything, counted", [d.sent_bytes for d in report.rounds_detail], "dot"),
@@ -219,8 +219,8 @@ def _baselines(report: Report) -> Figure:
     compared = report.baselines.model_dump()
     named = [(name, compared[f"{key}_bytes"]) for key, name in BASELINE_NAMES.items() if compared[f"{key}_bytes"]]
     ours = sum(part.sent_bytes for part in report.traffic if part.kind == "pseudo_gradient")
-    rows = [*named, (f"this run ({escape(report.method)})", ours)][::-1]
-    bar = {
+    rows: list[tuple[str, int]] = [*named, (f"this run ({escape(report.method)})", ours)][::-1]
+    bar: Trace = {
         "type": "bar",
         "orientation": "h",
         "y": [name for name, _ in rows],

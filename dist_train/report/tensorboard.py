@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dist_train.config import ConfigError
 from dist_train.report.metrics import MetricsTail, RoundRow, read_rounds
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -27,16 +28,28 @@ def write_scalars(metrics: Path, folder: Path) -> int:
     return len(rows)
 
 
-def follow(metrics: Path, folder: Path, over: threading.Event) -> None:
-    """Writes each round as it is committed, until `over` is set. Blocks."""
-    tail = MetricsTail(metrics)
+@contextmanager
+def following(metrics: Path, folder: Path) -> Iterator[None]:
+    """Writes each round as it is committed, in a thread, while inside. ConfigError as above."""
+    over = threading.Event()
+    # TensorBoard is imported here and not in the thread: other threads may be importing, too.
     with _writer(folder) as writer:
-        is_over = False
-        while not is_over:
-            is_over = over.wait(LOOK_EVERY_S)
-            for row in tail.new_rows():
-                _write(writer, row)
-            writer.flush()
+        thread = threading.Thread(target=_follow, args=(writer, metrics, over), name="tensorboard", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def _follow(writer: SummaryWriter, metrics: Path, over: threading.Event) -> None:
+    tail, is_over = MetricsTail(metrics), False
+    while not is_over:
+        is_over = over.wait(LOOK_EVERY_S)
+        for row in tail.new_rows():
+            _write(writer, row)
+        writer.flush()
 
 
 def scalars(row: RoundRow) -> Iterator[tuple[str, float]]:

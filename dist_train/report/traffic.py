@@ -7,7 +7,7 @@ when nothing was lost. Every split here is of `ledgers.read_sums`.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dist_train.report.contents import MemberTrafficPart, PairPart, TrafficPart
 
@@ -29,8 +29,8 @@ KINDS = (
 SENT, RECEIVED = "sent", "received"
 
 
-def bytes_by(sums: pa.Table | None, direction: str, *keys: str) -> Counter[tuple[str, ...]]:
-    """Bytes of one direction, by the values of some of the ledger's keys."""
+def bytes_by(sums: pa.Table | None, direction: str, *keys: str) -> Counter[Any]:
+    """Bytes of one direction, by the tuples of the values of some of the ledger's keys."""
     if sums is None:
         return Counter()
     split = sums.group_by([*keys, "direction"]).aggregate([("bytes", "sum")]).to_pylist()

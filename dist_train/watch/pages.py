@@ -8,6 +8,7 @@ to point here (DNS rebinding) learns nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Page:
@@ -42,12 +45,12 @@ Pages = Mapping[str, Callable[[], Page]]
 
 
 @contextmanager
-def serving(address: str, pages: Pages) -> Iterator[str]:
+def serving(address: str, pages: Pages, deadline_s: float = DEADLINE_S) -> Iterator[str]:
     """Answers at `address` while inside; the address with its port. Unreachable when it cannot be had."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="pages", daemon=True)
     thread.start()
-    server = _Server(address, pages)
+    server = _Server(address, pages, deadline_s)
     try:
         yield asyncio.run_coroutine_threadsafe(server.start(), loop).result()
     finally:
@@ -58,8 +61,9 @@ def serving(address: str, pages: Pages) -> Iterator[str]:
 
 
 class _Server:
-    def __init__(self, address: str, pages: Pages) -> None:
+    def __init__(self, address: str, pages: Pages, deadline_s: float) -> None:
         self._host, self._port = host_and_port(address)
+        self._deadline_s = deadline_s
         self._pages = pages
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -96,7 +100,7 @@ class _Server:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One question, one answer; who is too slow for either is hung up on."""
         try:
-            async with asyncio.timeout(DEADLINE_S):
+            async with asyncio.timeout(self._deadline_s):
                 try:
                     status, page = self._answer(await reader.readuntil(b"\r\n\r\n"))
                 except asyncio.LimitOverrunError:
@@ -123,7 +127,13 @@ class _Server:
         if is_loopback(self._host) and not (len(named) == 1 and is_loopback(_host_of(named[0]))):
             return HTTPStatus.FORBIDDEN, None
         make = self._pages.get(target.partition("?")[0])
-        return (HTTPStatus.NOT_FOUND, None) if make is None else (HTTPStatus.OK, make())
+        if make is None:
+            return HTTPStatus.NOT_FOUND, None
+        try:
+            return HTTPStatus.OK, make()
+        except Exception:
+            _log.exception("a page could not be made: this is a bug in dist-train:")
+            return HTTPStatus.INTERNAL_SERVER_ERROR, None
 
 
 def _host_of(authority: str) -> str:

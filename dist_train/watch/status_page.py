@@ -17,7 +17,7 @@ STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; margin: 1rem 0; }
-th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #8884; }
 progress { width: 100%; }
 """
 
@@ -25,10 +25,11 @@ progress { width: 100%; }
 def status_page(status: pb.StatusReply, summary: RoundSummary | None) -> Page:
     """The page, which asks for itself again every few seconds."""
     done = max(0, status.round - 1) if status.phase not in ("done", "ending") else status.total_rounds
+    failure = f", {escape(status.failure)}" if status.failure else ""
+    where = f"round {status.round} of {status.total_rounds}: {escape(status.phase)}{failure}"
     parts = [
         f"<h1>{escape(status.run)}</h1>",
-        f"<p>round {status.round} of {status.total_rounds}: {escape(status.phase)}"
-        f"{' - ' + escape(status.failure) if status.failure else ''}, up {seconds_text(status.uptime_s)}</p>",
+        f"<p>{where}, up {seconds_text(status.uptime_s)}</p>",
         f'<progress max="{max(1, status.total_rounds)}" value="{done}"></progress>',
         _facts(status, summary),
         _members(status, summary),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -35,7 +34,9 @@ def watching_coordinator(
             figures = metrics_page(run, LedgerFigures(COORDINATOR, ledger))
             _serve(stack, "Prometheus metrics", watch.metrics_address, {"/metrics": figures})
         if watch.tensorboard is not None:
-            stack.enter_context(_scalars(directory, Path(watch.tensorboard)))
+            from dist_train.report.tensorboard import following  # noqa: PLC0415 - brings in torch
+
+            stack.enter_context(following(directory.metrics, Path(watch.tensorboard)))
         yield
 
 
@@ -64,17 +65,3 @@ def rank_metrics_address(config: Config, replica: str, rank: int) -> str:
 def _serve(stack: ExitStack, what: str, address: str, pages: Pages) -> None:
     bound = stack.enter_context(serving(address, pages))
     _log.info("%s: http://%s%s", what, bound, next(iter(pages)))
-
-
-@contextmanager
-def _scalars(directory: RunDirectory, folder: Path) -> Iterator[None]:
-    from dist_train.report.tensorboard import follow  # noqa: PLC0415 - brings in torch
-
-    over = threading.Event()
-    thread = threading.Thread(target=follow, args=(directory.metrics, folder, over), name="tensorboard", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
