@@ -153,8 +153,8 @@ def _baselines(report: Report) -> str:
     if not rows:
         return ""
     words = (
-        "<p class='dim'>For the same tokens and the same replicas. R replicas contribute to a round, P parameters, H inner"
-        " steps in a round, K values that SparseLoCo keeps; an all-reduce is a ring, the least that one can send."
+        "<p class='dim'>For the same tokens and the same replicas. R replicas contribute to a round, P parameters, H"
+        " inner steps in a round, K values that SparseLoCo keeps; an all-reduce is a ring, the least that one can send."
         " Framing and control traffic are left out of the baselines and, in the ratio, of this run.</p>"
     )
     return words + _table(("method", "would have sent", "this run's less by", "formula"), rows, (3,))

@@ -131,7 +131,7 @@ class _Server:
             return HTTPStatus.NOT_FOUND, None
         try:
             return HTTPStatus.OK, make()
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it was, it is the page's, and the server goes on
             _log.exception("a page could not be made: this is a bug in dist-train:")
             return HTTPStatus.INTERNAL_SERVER_ERROR, None
 

@@ -56,6 +56,7 @@ def test_what_the_ledger_writes_is_read(tmp_path: Path) -> None:
         )
         ledger.control(peer="b", direction="received", num_bytes=5)
     sums = read_sums(tmp_path)
+    assert sums is not None
     assert sums.to_pylist() == [
         {"round": 0, "member": "a", "peer": "b", "direction": "received", "kind": "control"}
         | {"bytes": 10, "seconds": 0.0, "begin_s": 12.5, "end_s": 12.5, "transfers": 1},

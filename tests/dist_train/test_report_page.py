@@ -102,8 +102,9 @@ def test_all_is_drawn_inside_the_window_and_nothing_is_asked_for(
     plots = page.evaluate(
         """[...document.querySelectorAll(".plot")].map((plot) => {
              const box = plot.getBoundingClientRect();
-             const marks = plot.querySelectorAll(".point, .points path, .js-line, .hm image, image, .fills path").length;
-             return [plot.id, plot.querySelectorAll(".main-svg").length > 0, marks, box.left, box.right, box.height]; })"""
+             const marks = plot.querySelectorAll(".point, .points path, .js-line, .hm image, image, .fills path");
+             const isDrawn = plot.querySelectorAll(".main-svg").length > 0;
+             return [plot.id, isDrawn, marks.length, box.left, box.right, box.height]; })"""
     )
     expected = {"loss-tokens", "loss-sent-bytes", "loss-elapsed-s", "traffic-members", "matrix", "bytes-rounds"}
     expected |= {"baselines", "timeline", "seconds-rounds", "links", "health-0", "health-1"}

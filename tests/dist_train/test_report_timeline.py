@@ -36,7 +36,7 @@ def test_without_marks_the_phases_stand_one_after_the_other() -> None:
     assert spans[0] == ("compute", 0.0, 4.0)
     ends = [start + seconds for _, start, seconds in spans]
     assert [start for _, start, _ in spans[1:]] == pytest.approx(ends[:-1])
-    assert dict((phase, s) for phase, _, s in spans) == PHASES
+    assert {phase: seconds for phase, _, seconds in spans} == PHASES
 
 
 def test_a_phase_that_we_do_not_know_is_shown() -> None:
