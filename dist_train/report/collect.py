@@ -110,12 +110,12 @@ def _replicas(config: Config, rows: Rows, sums: pa.Table | None) -> tuple[Replic
         for replica, by_phase in row.phase_s.items():
             phase_s[replica].update(by_phase)
     sent, received = bytes_by(sums, SENT, "member"), bytes_by(sums, RECEIVED, "member")
-    named = [replica.id for replica in config.replica]
+    ranks = {replica.id: replica.ranks for replica in config.replica}
     return tuple(
         ReplicaPart(
             id=replica,
             kind="dense",
-            ranks=1,
+            ranks=ranks.get(replica, 1),
             stages=1,
             rank_k=None,
             tokens=tokens[replica],
@@ -125,7 +125,7 @@ def _replicas(config: Config, rows: Rows, sums: pa.Table | None) -> tuple[Replic
             phase_s=dict(phase_s[replica]),
             utilisation=_utilisation([phase_s[replica]]),
         )
-        for replica in (*named, *sorted(committed.keys() - set(named)))
+        for replica in (*ranks, *sorted(committed.keys() - ranks.keys()))
     )
 
 

@@ -5,7 +5,8 @@
     predicted    = 8 bytes / limit + rounds * latency                                 (3)
 
 (1) is at least the time in which something was under way, so that (2) is at most what it was. Receivers' rows count;
-where a member's ledger is elsewhere, the other end's. Control messages are too small to measure a link by.
+where a member's ledger is elsewhere, the other end's. Control messages are too small to measure a link by,
+and what is only tallied has no seconds.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def _measured(sums: pa.Table | None, direction: str) -> dict[Pair, _Measured]:
     links: defaultdict[Pair, _Measured] = defaultdict(_Measured)
     for row in sums.filter(bulk).to_pylist():
         begin_s, end_s = row["begin_s"], row["end_s"]
-        if not row["peer"] or begin_s is None or end_s is None:
-            continue
+        if not row["peer"] or not row["seconds"] or begin_s is None or end_s is None:
+            continue  # tallied, and not timed
         member, peer = str(row["member"]), str(row["peer"])
         link = links[(member, peer) if direction == "sent" else (peer, member)]
         link.num_bytes += row["bytes"]

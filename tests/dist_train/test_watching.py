@@ -19,7 +19,7 @@ from dist_train.report.tensorboard import scalars, write_scalars
 from dist_train.report.timeline import PHASES
 from dist_train.watch.prometheus import HEALTH, LedgerFigures, ReplicaFigures, RunFigures, metrics_page
 from dist_train.watch.status_page import status_page
-from dist_train.watch.watching import replica_metrics_address
+from dist_train.watch.watching import rank_metrics_address
 from protos import round_pb2 as pb
 from tests.running import run, tiny, write_corpus
 
@@ -133,9 +133,10 @@ def test_who_watches_changes_no_run() -> None:
     assert parse({"watch": {"metrics_address": "localhost:9400"}}).digest() == Config().digest()
 
 
-def test_each_replica_has_a_port_of_its_own() -> None:
-    config = parse({"watch": {"metrics_address": "[::1]:9400"}, "replica": [{"id": "x"}, {"id": "y"}]})
-    assert [replica_metrics_address(config, r) for r in "xy"] == ["[::1]:9401", "[::1]:9402"]
+def test_each_rank_has_a_port_of_its_own() -> None:
+    config = parse({"watch": {"metrics_address": "[::1]:9400"}, "replica": [{"id": "x", "ranks": 2}, {"id": "y"}]})
+    addresses = [rank_metrics_address(config, replica, rank) for replica, rank in (("x", 0), ("x", 1), ("y", 0))]
+    assert addresses == ["[::1]:9401", "[::1]:9402", "[::1]:9403"]
 
 
 def test_a_run_can_be_watched_while_it_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
