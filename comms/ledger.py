@@ -81,9 +81,11 @@ class Ledger:
         fragment: str = "",
     ) -> None:
         """Writes one row."""
+        seconds = round(seconds, 6)
+        row = Transfer(self._clock(), round_number, self._member, peer, direction, kind, num_bytes, seconds, fragment)
         with self._lock:
             self._add(kind, direction, num_bytes, seconds)
-            self._write(round_number, peer, direction, kind, num_bytes, seconds, fragment)
+            self._write(row)
 
     def control(self, *, peer: str, direction: Direction, num_bytes: int) -> None:
         """Counts a control message, its header added."""
@@ -110,15 +112,11 @@ class Ledger:
         with self._lock:
             sums, self._tallies = self._tallies, {}
             for (peer, direction, kind), num_bytes in sums.items():
-                self._write(round_number, peer, direction, kind, num_bytes, 0.0)
+                self._write(
+                    Transfer(self._clock(), round_number, self._member, peer, direction, kind, num_bytes, seconds=0.0)
+                )
 
-    def _write(
-        self, round_number: int, peer: str, direction: Direction, kind: Kind, num_bytes: int, seconds: float,
-        fragment: str = "",
-    ) -> None:  # fmt: skip
-        row = Transfer(
-            self._clock(), round_number, self._member, peer, direction, kind, num_bytes, round(seconds, 6), fragment
-        )
+    def _write(self, row: Transfer) -> None:
         self._file.write(json.dumps(asdict(row)) + "\n")
 
     def __enter__(self) -> Self:

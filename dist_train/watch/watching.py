@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from comms.agreement import COORDINATOR
 from comms.channel import host_and_port
-from comms.coordinator import COORDINATOR, Coordinator
+from comms.coordinator import Coordinator
 from comms.ledger import Ledger
 from dist_train.config import Config
 from dist_train.run_directory import RunDirectory
@@ -54,7 +55,7 @@ def watching_replica(
 
 
 def rank_metrics_address(config: Config, replica: str, rank: int) -> str:
-    """The coordinator's, its port raised by the rank's place among all of the config, from 1; any free one for port 0."""
+    """The coordinator's, its port raised by the rank's place among all of the config, from 1; port 0 stays 0."""
     host, port = host_and_port(config.watch.metrics_address or "")
     before = config.replica[: [r.id for r in config.replica].index(replica)]
     place = 1 + sum(r.ranks for r in before) + rank
