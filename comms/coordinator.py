@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from comms.join_token import Doorkeeper
 from comms.journal import Journal
 from comms.ledger import Ledger
 from comms.limits import Throttle
+from comms.marks import Marks
 from comms.meetings import MeetingService
 from comms.payloads import PayloadService
 from comms.rounds import advance, next_deadline_s
@@ -84,6 +85,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         self._journal = journal
         self._ledger = ledger
         self._metrics = metrics
+        self._marks = Marks()
         self._streams: dict[str, _Stream] = {}
         self._changed = asyncio.Event()
         self._started_s = time.monotonic()
@@ -226,6 +228,15 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
     ) -> pb.StatusReply:
         """What the run does now."""
         del request, context
+        return self.status()
+
+    @property
+    def last_summary(self) -> RoundSummary | None:
+        """The last round that was summed up since this process started."""
+        return self._last_summary
+
+    def status(self) -> pb.StatusReply:
+        """What the run does now. Other threads may ask: what is read is replaced, never changed."""
         state, summary = self._state, self._last_summary
         return pb.StatusReply(
             run=self._run,
@@ -236,7 +247,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
             members=[
                 pb.MemberStatus(
                     replica=replica,
-                    state=self._member_state(replica),
+                    state=self._member_state(state, replica),
                     applied_round=member.applied_round,
                     address=member.address,
                     rank_addresses=member.rank_addresses,
@@ -265,8 +276,8 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         self._feed(Stopped(reason))
         return pb.StopReply()
 
-    def _member_state(self, replica: str) -> str:
-        state, member = self._state, self._state.members[replica]
+    def _member_state(self, state: RunState, replica: str) -> str:
+        member = state.members[replica]
         silent_s = time.monotonic() - member.last_heard_s
         if silent_s > state.rules.liveness_deadline_s or member.gone_since_s is not None:
             return "away"
@@ -303,6 +314,7 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
         now_s = time.monotonic()
         before, (self._state, actions) = self._state, advance(self._state, event, now_s)
         committed = next((action.committed for action in actions if isinstance(action, Record)), None)
+        self._mark(event, before, committed)
         for action in actions:
             if isinstance(action, Summarise):
                 self._write_metrics(action.summary)
@@ -324,10 +336,24 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
             if before.absent.get(replica) != reason:
                 _log.warning("round %d: goes on without %s: %s", self._state.round, replica, reason)
 
+    def _mark(self, event: Event, before: RunState, committed: CommittedRound | None) -> None:
+        """Notes when this happened, for the timeline."""
+        now_s = time.time()
+        if isinstance(event, Heard):
+            self._marks.heard(event.replica, event.message, now_s)
+        if committed is not None:
+            self._marks.committed(committed.round, now_s)
+        if self._state.phase is Phase.WORK and (before.phase, before.round) != (Phase.WORK, self._state.round):
+            self._marks.opened(self._state.round, now_s)
+
     def _write_metrics(self, summary: RoundSummary) -> None:
         self._last_summary = summary
-        now_s = time.time()
-        row = asdict(summary) | {"opened_at_s": now_s - summary.round_s, "committed_at_s": now_s}
+        now_s, marks = time.time(), self._marks.of(summary.round)
+        times = asdict(marks) | {
+            "opened_at_s": marks.opened_at_s or now_s - summary.round_s,
+            "committed_at_s": marks.committed_at_s or now_s,
+        }
+        row = asdict(summary) | times
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self._ledger.flush(summary.round)
@@ -345,6 +371,7 @@ async def coordinate(
     relay_store: PayloadStore | None,
     shared_config: str = "",
     on_listening: Callable[[str], None],
+    watching: Callable[[Coordinator], AbstractContextManager[object]] = nullcontext,
 ) -> None:
     """Serves a run at `address` until it is over. RunFailed when it ends early; Unreachable when the port is in use.
 
@@ -370,9 +397,10 @@ async def coordinate(
             payload_pb2_grpc.add_PayloadsServicer_to_server(service, server)
         meetings = MeetingService(lambda replica: replica in coordinator.state.known, rules.gather_deadline_s)
         meeting_pb2_grpc.add_MeetingsServicer_to_server(meetings, server)
-        await server.start()
-        on_listening(bound)
-        await coordinator.until_over()
+        with watching(coordinator):
+            await server.start()
+            on_listening(bound)
+            await coordinator.until_over()
     finally:
         if coordinator is not None:
             coordinator.hang_up()

@@ -48,6 +48,15 @@ class Transfer:
     fragment: str = ""
 
 
+@dataclass(frozen=True)
+class Total:
+    """All that was counted of one kind and direction since the ledger was opened."""
+
+    bytes: int = 0
+    seconds: float = 0.0
+    transfers: int = 0
+
+
 class Ledger:
     """One member's rows, appended to a file; safe to use from several threads."""
 
@@ -56,6 +65,7 @@ class Ledger:
         self._clock = clock
         self._lock = threading.Lock()
         self._tallies: dict[tuple[str, Direction, Kind], tuple[int, float]] = {}
+        self._totals: dict[tuple[Kind, Direction], Total] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8", buffering=1)  # a row is whole, also when we are killed
 
@@ -71,11 +81,11 @@ class Ledger:
         fragment: str = "",
     ) -> None:
         """Writes one row."""
-        row = Transfer(
-            self._clock(), round_number, self._member, peer, direction, kind, num_bytes, round(seconds, 6), fragment
-        )
+        seconds = round(seconds, 6)
+        row = Transfer(self._clock(), round_number, self._member, peer, direction, kind, num_bytes, seconds, fragment)
         with self._lock:
-            self._file.write(json.dumps(asdict(row)) + "\n")
+            self._add(kind, direction, num_bytes, seconds)
+            self._write(row)
 
     def control(self, *, peer: str, direction: Direction, num_bytes: int) -> None:
         """Counts a control message, its header added."""
@@ -87,20 +97,28 @@ class Ledger:
             key = (peer, direction, kind)
             sum_bytes, sum_s = self._tallies.get(key, (0, 0.0))
             self._tallies[key] = sum_bytes + num_bytes, sum_s + seconds
+            self._add(kind, direction, num_bytes, seconds)
+
+    def totals(self) -> dict[tuple[Kind, Direction], Total]:
+        """What was counted so far, also of what `flush` has not written yet."""
+        with self._lock:
+            return dict(self._totals)
+
+    def _add(self, kind: Kind, direction: Direction, num_bytes: int, seconds: float) -> None:
+        total = self._totals.get((kind, direction), Total())
+        self._totals[kind, direction] = Total(total.bytes + num_bytes, total.seconds + seconds, total.transfers + 1)
 
     def flush(self, round_number: int) -> None:
         """Writes what was tallied since the last flush as rows of `round_number`."""
         with self._lock:
             sums, self._tallies = self._tallies, {}
-        for (peer, direction, kind), (num_bytes, seconds) in sums.items():
-            self.transfer(
-                round_number=round_number,
-                peer=peer,
-                direction=direction,
-                kind=kind,
-                num_bytes=num_bytes,
-                seconds=seconds,
-            )
+            for (peer, direction, kind), (num_bytes, seconds) in sums.items():
+                self._write(
+                    Transfer(self._clock(), round_number, self._member, peer, direction, kind, num_bytes, seconds)
+                )
+
+    def _write(self, row: Transfer) -> None:
+        self._file.write(json.dumps(asdict(row)) + "\n")
 
     def __enter__(self) -> Self:
         return self

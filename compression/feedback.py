@@ -33,6 +33,15 @@ class ErrorFeedback:
         self.decay = decay
         self._buffers: dict[str, Tensor] = {}
         self._open: set[str] = set()
+        self._squares: dict[str, tuple[float, float]] = {}
+
+    @property
+    def quantizer_error(self) -> float | None:
+        """||a - sent|| / ||a|| over the places that were sent last, of all fragments; None before the first."""
+        missed, kept = (
+            (sum(squares) for squares in zip(*self._squares.values(), strict=True)) if self._squares else (0, 0)
+        )
+        return (missed / kept) ** 0.5 if kept else None
 
     def accumulate(self, fragment: str, flat_delta: Tensor) -> Tensor:
         """a of `fragment`, (num_values,) fp32: the buffer itself, to be encoded and not changed.
@@ -59,10 +68,13 @@ class ErrorFeedback:
                 f"{fragment}: nothing was accumulated since it was last settled; settle once a committed round"
             )
         residual = self._buffers[fragment]
+        kept = residual if update.positions is None else residual[update.positions]
+        missed = kept - update.values  # (4)
         if update.positions is None:
-            residual.sub_(update.values)  # (4)
+            residual.copy_(missed)
         else:
-            residual[update.positions] -= update.values  # (4)
+            residual[update.positions] = missed
+        self._squares[fragment] = (float(missed.square().sum()), float(kept.square().sum()))
         self._open.remove(fragment)
 
     def state_dict(self) -> dict[str, Tensor]:

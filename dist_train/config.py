@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import ipaddress
 import json
 import math
 import tomllib
@@ -159,6 +160,8 @@ class InnerConfig(_Section):
     """Where the cosine ends, as a share of `lr`."""
 
 
+NOT_SHARED = ("security", "launch", "watch", "replica", "link", "simulate", "device", "plan", "prices")
+"""Sections that say where and how something runs, or foretell it: members of one run may differ in them."""
 COORDINATORS_OWN = ("most_replicas", "most_faults")
 """Keys of [exchange] that may differ from launch to launch, and that nobody but the coordinator reads."""
 Method = Literal["sparseloco", "diloco", "ddp"]
@@ -290,6 +293,48 @@ class LaunchConfig(_Section):
 
     restarts: int = Field(default=3, ge=0)
     """How often a replica that has died is started again; it catches up by itself."""
+
+
+def _page_address(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError("give it as host:port; port 0 takes any free port")
+    return value
+
+
+PageAddress = Annotated[str, AfterValidator(_page_address)]
+
+
+class WatchConfig(_Section):
+    """[watch]: what may be looked at while the run goes on. Nothing unless a key is given; see docs/watching.md."""
+
+    status_address: PageAddress | None = None
+    """Where the coordinator serves a page that shows how the run stands, such as "127.0.0.1:9390"."""
+    metrics_address: PageAddress | None = None
+    """Where the coordinator serves /metrics for Prometheus; the n-th rank of all [[replica]] does so n ports above."""
+    beyond_loopback: bool = False
+    """Whether those two may be addresses that other machines reach; they show names, addresses and loss to anybody."""
+    tensorboard: str | None = None
+    """A folder into which the coordinator writes TensorBoard scalars as rounds are committed."""
+    log_format: Literal["text", "json"] = "text"
+    """How members write their logs: lines for people, or one JSON object a record."""
+
+    @model_validator(mode="after")
+    def _stays_here(self) -> WatchConfig:
+        for key, address in (("status_address", self.status_address), ("metrics_address", self.metrics_address)):
+            if address is not None and not self.beyond_loopback and not _is_loopback(address.rpartition(":")[0]):
+                raise ValueError(
+                    f'{key} = "{address}" can be reached from other machines, by anybody: use 127.0.0.1, '
+                    "or say beyond_loopback = true"
+                )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 class ReplicaConfig(_Section):
@@ -482,6 +527,7 @@ class Config(_Section):
     device: tuple[DeviceConfig, ...] = ()
     plan: PlanConfig = PlanConfig()
     prices: PricesConfig = PricesConfig()
+    watch: WatchConfig = WatchConfig()
     replica: tuple[ReplicaConfig, ...] = Field(default=(ReplicaConfig(id="a"),), min_length=1)
     link: tuple[LinkConfig, ...] = ()
     simulate: SimulateConfig = SimulateConfig()
@@ -617,8 +663,8 @@ class Config(_Section):
         """
         shared = self.model_dump(mode="json")
         del shared["run"]["directory"], shared["exchange"]["address"]
-        for where_and_how in ("security", "launch", "replica", "link", "simulate", "device", "plan", "prices"):
-            del shared[where_and_how]
+        for section in NOT_SHARED:
+            del shared[section]
         for key in COORDINATORS_OWN:
             del shared["exchange"][key]
         return shared

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from comms.agreement import COORDINATOR
 from comms.coordinator import coordinate
@@ -13,6 +14,7 @@ from comms.store import PayloadStore
 from dist_train.config import Config
 from dist_train.run_directory import RunDirectory
 from dist_train.security import security_of
+from dist_train.watch.watching import watching_coordinator
 
 
 def run_coordinator(config: Config, directory: RunDirectory, on_listening: Callable[[str], None]) -> None:
@@ -49,5 +51,6 @@ def run_coordinator(config: Config, directory: RunDirectory, on_listening: Calla
                 relay_store=PayloadStore(directory.payloads(COORDINATOR)) if exchange.route == "relay" else None,
                 shared_config=config.to_shared_json(),
                 on_listening=on_listening,
+                watching=partial(watching_coordinator, config, directory, ledger),
             )
         )

@@ -248,12 +248,14 @@ class PseudoGradientMethod(OuterMethod):
         self._share(self.fragments)
 
     def figures(self) -> dict[str, float]:
-        """The norm of what the error feedback holds back, and the health of the replica's bond."""
+        """What error feedback holds back, how far sent values are from what they stand for, the health of the bond."""
         if self._feedback is None:
             return self._start.figures()
         buffers = self._feedback.state_dict().values()
-        norm = float(sum(float(b.square().sum()) for b in buffers)) ** 0.5
-        return {"error_feedback_norm": norm, **self._start.figures()}
+        figures = {"error_feedback_norm": float(sum(float(b.square().sum()) for b in buffers)) ** 0.5}
+        if (error := self._feedback.quantizer_error) is not None:
+            figures["quantizer_error"] = error
+        return figures | self._start.figures()
 
 
 class GradientMethod(OuterMethod):

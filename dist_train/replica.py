@@ -30,6 +30,7 @@ from dist_train.round import Damaged, Replica, follow, take_part
 from dist_train.run_directory import RunDirectory, alone_in, write_atomically
 from dist_train.seat import num_parameters, seat_of
 from dist_train.security import security_of
+from dist_train.watch.watching import watching_replica
 
 _log = logging.getLogger(__name__)
 
@@ -80,10 +81,11 @@ def run_replica(
             replica = Replica(replica_id, config, stream, seat.inner, outer, transport, 0, "")
             _resume(replica, checkpoints)
             replica.theta_digest = outer.digest()
-            transport.join(_introduction(replica, own.address))
-            if replica.round:
-                _lend(replica, checkpoints)
-            _follow(replica, checkpoints, ledger)
+            with watching_replica(config, replica_id, crew.rank, ledger, lambda: replica.round):
+                transport.join(_introduction(replica, own.address))
+                if replica.round:
+                    _lend(replica, checkpoints)
+                _follow(replica, checkpoints, ledger)
         except (KeyboardInterrupt, SystemExit):
             if crew.rank == 0:
                 own.send(Leave("it was told to end"))

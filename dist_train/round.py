@@ -83,15 +83,20 @@ class Work:
     unused: Lease = ()
     """What of the lease it did not get to."""
     phase_s: dict[str, float] = field(default_factory=dict)
+    _phase: str | None = None
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Adds the seconds spent inside to a phase."""
+        """Adds the seconds spent inside to a phase, and takes them from the one around it: each counts once."""
         started_s = time.monotonic()
+        around, self._phase = self._phase, phase
         try:
             yield
         finally:
-            self.phase_s[phase] = self.phase_s.get(phase, 0.0) + time.monotonic() - started_s
+            self._phase, spent_s = around, time.monotonic() - started_s
+            self.phase_s[phase] = self.phase_s.get(phase, 0.0) + spent_s
+            if around is not None:
+                self.phase_s[around] = self.phase_s.get(around, 0.0) - spent_s
 
 
 def take_part(replica: Replica, plan: RoundPlan) -> None:
@@ -181,7 +186,7 @@ def agree(replica: Replica, round_number: int, mail: Mail, work: Work) -> Commit
         match message:
             case Proposal(round=number) if number == round_number:
                 with work.timed("fetch"):
-                    problems = mail.fetch(message.manifest, message)
+                    problems = mail.fetch(message.manifest, message, work)
                 failpoints.reach("before-acknowledge", round_number)
                 replica.transport.send(Acknowledge(number, message.attempt, problems))
             case CommittedRound(round=number) if number == round_number:
@@ -201,7 +206,7 @@ def apply(replica: Replica, committed: CommittedRound, mail: Mail, work: Work) -
     """Takes the outer step with the committed payloads, in the manifest's order, and tells what became of it."""
     failpoints.reach("between-commit-and-apply", committed.round)
     with work.timed("fetch"):
-        if problems := mail.fetch(committed.manifest, committed):
+        if problems := mail.fetch(committed.manifest, committed, work):
             raise CommsError(f"round {committed.round} is committed, but {problems[0].reason}")
     with work.timed("apply"):
         for fragment in replica.outer.needed:
@@ -237,7 +242,7 @@ class Mail:
         self._replica = replica
         self._updates: dict[str, Update] = {}
 
-    def fetch(self, manifest: Manifest, source: Proposal | CommittedRound) -> tuple[Problem, ...]:
+    def fetch(self, manifest: Manifest, source: Proposal | CommittedRound, work: Work) -> tuple[Problem, ...]:
         """Gets what this rank needs and has not yet; says what can't be had, or is not what its fragment allows."""
         outer = self._replica.outer
         problems = [
@@ -249,7 +254,8 @@ class Mail:
         committed = isinstance(source, CommittedRound)
         for arrival in self._replica.transport.fetch(source.round, wanted, source.holders, committed=committed):
             content = arrival.content
-            problem = content if isinstance(content, Problem) else self._open(arrival.entry, content)
+            with work.timed("decode"):
+                problem = content if isinstance(content, Problem) else self._open(arrival.entry, content)
             if problem is not None:
                 problems.append(problem)
         return tuple(problems)

@@ -48,6 +48,11 @@ class RunDirectory:
         return self.path / "simulation.json"
 
     @property
+    def page(self) -> Path:
+        """The report as a page."""
+        return self.path / "report.html"
+
+    @property
     def corpus(self) -> Path:
         """Tokenized documents, memory-mapped by every process of this machine."""
         return self.path / "corpus"

@@ -141,6 +141,7 @@ def join(
     typer.echo(f"{config.run.name} is complete")
 
 
+@app.command()
 def simulate(
     run_file: RunFile,
     overrides: Annotated[
@@ -211,23 +212,33 @@ def plan(  # noqa: PLR0917 - a parameter is an option here
 
 
 @app.command()
-def report(run_dir: RunDir, as_json: AsJson = False) -> None:
+def report(
+    run_dir: RunDir,
+    *,
+    as_json: AsJson = False,
+    as_html: Annotated[bool, typer.Option("--html", help="Write one page that holds all it needs.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Where the page goes; RUN_DIR/report.html.")
+    ] = None,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--compare", metavar="RUN_DIR", help="Another run to lay over it; repeatable.")
+    ] = None,
+    ledger: Annotated[
+        Path | None, typer.Option("--ledger", metavar="FILE", help="Write every transfer as .csv or .parquet.")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write the rounds as TensorBoard scalars.")
+    ] = None,
+) -> None:
     """Show what a run did and what it sent: loss, rounds, traffic by kind against prediction and baselines.
 
-    Example: dist-train report runs/demo --json
+    Example: dist-train report runs/demo --html --compare runs/diloco
     """
-    from rich.console import Console
+    from launcher.report import Wanted
+    from launcher.report import report as report_run
 
-    from dist_train.report import collect, render_terminal
-    from launcher.lock import is_locked
-
-    collected = collect(RunDirectory(run_dir), is_running=is_locked(run_dir))
-    if as_json:
-        typer.echo(collected.to_json())
-    else:
-        # What is read later, from a file or a pipe, has no terminal's width.
-        console = Console() if sys.stdout.isatty() else Console(width=REPORT_COLUMNS)
-        console.print(render_terminal(collected))
+    wanted = Wanted(as_json=as_json, as_html=as_html, output=output, ledger=ledger, tensorboard=tensorboard)
+    typer.echo(report_run(run_dir, compare or [], wanted))
 
 
 @app.command()
@@ -298,6 +309,7 @@ def coordinate(
         from dist_train.coordination import run_coordinator
 
         directory, config = _open_run(run_dir, () if address is None else [f"exchange.address={address}"])
+        _speak_as(config, "coordinator")
         run_coordinator(config, directory, lambda bound: _announce(bound, ready_fd))
 
     _run_member("coordinator", body, lifeline=lifeline)
@@ -321,6 +333,7 @@ def replica(
         from dist_train.replica import replica_of, run_replica
 
         directory, config = _open_run(run_dir)
+        _speak_as(config, stage or replica_id)
         rank = rank_of(replica_of(config, replica_id), stage)
         run_replica(config, directory, replica_id, coordinator, rank=rank)
 
@@ -347,6 +360,13 @@ def _run_member(member: str, body: Callable[[], None], *, lifeline: bool) -> Non
         else:
             logger.error("%s%s", PREFIX, one_line(error))  # noqa: TRY400 - its line is all there is to say
         raise typer.Exit(code or 1) from None
+
+
+def _speak_as(config: Config, member: str) -> None:
+    from launcher.logs import speak_json
+
+    if config.watch.log_format == "json":
+        speak_json(member, config.run.name)
 
 
 def _announce(address: str, ready_fd: int | None) -> None:

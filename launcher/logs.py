@@ -6,9 +6,11 @@ looks for a dead process's last words here too.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from launcher.failures import PREFIX
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 TAIL_BYTES = 64 * 1024
 TRACEBACK = "Traceback (most recent call last):"
 LINE_PREFIX = re.compile(r"^\d\d:\d\d:\d\d \[[^\]]*\] ")
+ROUND_PREFIX = re.compile(r"round (\d+):")
 EXCEPTION_LINE = re.compile(r"^[A-Za-z_][\w.]*(?::\s.*)?$")
 
 
@@ -37,12 +40,42 @@ class MemberFormatter(logging.Formatter):
         return "\n".join(prefix + line for line in (level + super().format(record)).splitlines())
 
 
+class JsonFormatter(logging.Formatter):
+    """One JSON object a record: at, level, run, round, member, message. The round is the one last spoken of."""
+
+    def __init__(self, member: str, run: str) -> None:
+        super().__init__()
+        self.member, self.run = member, run
+        self.round = 0
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record on one line."""
+        message = super().format(record)
+        if (spoken_of := ROUND_PREFIX.match(message)) is not None:
+            self.round = int(spoken_of[1])
+        facts = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "run": self.run,
+            "round": self.round,
+            "member": self.member,
+            "message": message,
+        }
+        return json.dumps(facts)
+
+
 def configure(member: str) -> None:
     """Sends the logging and the warnings of this process to stderr, in the name of `member`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(MemberFormatter(member))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
+
+
+def speak_json(member: str, run: str) -> None:
+    """Lets this process log objects from now on, for programs that collect logs (watch.log_format)."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(JsonFormatter(member, run))
 
 
 def last_error(log: Path, start_bytes: int = 0) -> str:
@@ -54,8 +87,18 @@ def last_error(log: Path, start_bytes: int = 0) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    lines = [LINE_PREFIX.sub("", line).rstrip() for line in text.splitlines()]
+    lines = [LINE_PREFIX.sub("", line).rstrip() for said in text.splitlines() for line in _message(said).splitlines()]
     return _said(lines) or _raised(lines) or next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _message(line: str) -> str:
+    """What a line says, if it is one of `JsonFormatter`; the line itself otherwise."""
+    if not line.startswith("{"):
+        return line
+    try:
+        return str(json.loads(line)["message"])
+    except (ValueError, KeyError, TypeError):
+        return line
 
 
 def _said(lines: list[str]) -> str:

@@ -31,6 +31,8 @@ BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE_WIDTH = 40
 # Rounds that the estimate of the remaining time looks back on.
 RECENT_ROUNDS = 6
+# Of the last round: who is slow, and who waits for whom.
+LAST_PHASES = {"computed": "compute", "waited": "wait", "fetched": "fetch"}
 STATE_STYLES = {
     "working": "cyan",
     "reported": "green",
@@ -173,7 +175,8 @@ def _facts(progress: Progress) -> RenderableType:
         loss += f"   validation {loss_text(row.validation_loss)}"
     grid.add_row("loss", Text.assemble(loss, "  ", (sparkline([r.loss for r in progress.rounds]), "cyan")))
     grid.add_row("speed", f"{count_text(tokens_per_s(row))} tok/s, {seconds_text(row.duration_s)} a round")
-    grid.add_row("payloads", f"{bytes_text(row.total_payload_bytes)} in the last round")
+    absent = "".join(f", without {absence.replica}" for absence in row.absent)
+    grid.add_row("payloads", f"{bytes_text(row.total_payload_bytes)} in the last round{absent}")
     return grid
 
 
@@ -183,9 +186,14 @@ def _members(progress: Progress) -> RenderableType:
     table.add_column("replica")
     table.add_column("state", min_width=12)
     table.add_column("applied", justify="right")
+    last = progress.rounds[-1] if progress.rounds else None
+    for heading in LAST_PHASES:
+        table.add_column(heading, justify="right", style="dim")
     for member in status.members:
         state = Text(member.state, STATE_STYLES.get(member.state, ""))
-        table.add_row(member.replica, state, f"round {member.applied_round}")
+        phase_s = last.phase_s.get(member.replica, {}) if last is not None else {}
+        seconds = (seconds_text(phase_s.get(phase)) for phase in LAST_PHASES.values())
+        table.add_row(member.replica, state, f"round {member.applied_round}", *seconds)
     waited = waited_for(status)
     where = f"round {status.round}: {status.phase}" if status.round else status.phase
     table.caption = where + (f", waiting for {', '.join(waited)}" if waited else "")

@@ -398,7 +398,8 @@ def _baselines(config: Config, architecture: Architecture, payload: Payload, cou
     return BaselinesPart(
         ddp_fp32_bytes=baselines.ddp_bytes([count], steps, parameters, baselines.FP32_BYTES),
         ddp_bf16_bytes=baselines.ddp_bytes([count], steps, parameters, baselines.BF16_BYTES),
-        diloco_fp32_bytes=baselines.diloco_fp32_bytes([count], parameters),
+        diloco_fp32_bytes=baselines.diloco_bytes([count], parameters, baselines.FP32_BYTES),
+        diloco_bf16_bytes=baselines.diloco_bytes([count], parameters, baselines.BF16_BYTES),
         sparseloco_reference_wire_bytes=(
             baselines.sparseloco_reference_wire_bytes([count], payload.values) if sparse else None
         ),

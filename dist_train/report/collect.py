@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dist_train import baselines
 from dist_train.config import Config, ConfigError, load
 from dist_train.report.contents import (
     BaselinesPart,
+    FaultPart,
+    HealthPart,
     LossPart,
     ModelPart,
+    PointPart,
     PseudoGradientPart,
     ReplicaPart,
     Report,
@@ -18,12 +22,30 @@ from dist_train.report.contents import (
     Status,
 )
 from dist_train.report.facts import RunFacts, read_facts
-from dist_train.report.links import collect_links
+from dist_train.report.ledgers import read_sums
+from dist_train.report.links import link_parts
 from dist_train.report.metrics import COMPUTE_PHASE, EXCHANGE_PHASES, RoundRow, read_rounds
-from dist_train.report.traffic import predicted_exchange_bytes, read_ledgers, traffic_parts
+from dist_train.report.simulated_links import collect_links
+from dist_train.report.timeline import timeline
+from dist_train.report.traffic import (
+    PSEUDO_GRADIENT,
+    RECEIVED,
+    SENT,
+    bytes_by,
+    matrix,
+    member_parts,
+    predicted_exchange_bytes,
+    traffic_parts,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    import pyarrow as pa
+
     from dist_train.run_directory import RunDirectory
+
+    Predictor = Callable[[Iterable[tuple[int, int]]], int | None]
 
 Rows = tuple[RoundRow, ...]
 
@@ -35,6 +57,12 @@ def collect(directory: RunDirectory, *, is_running: bool = False) -> Report:
     config = load(directory.config)
     rows = read_rounds(directory.metrics)
     facts = read_facts(directory.facts)
+    sums = read_sums(directory.ledgers)
+    predicted = _predictor(config, facts)
+    details = _rounds(rows, sums, predicted)
+    sent_bytes = bytes_by(sums, SENT, "kind")[PSEUDO_GRADIENT,]
+    compared = _baselines(config, rows, facts)
+    contributions = sum(_contributors(rows))
     return Report(
         run=config.run.name,
         status=_status(config, rows, is_running),
@@ -43,15 +71,29 @@ def collect(directory: RunDirectory, *, is_running: bool = False) -> Report:
         config_digest=config.digest(),
         method=config.outer.method,
         model=ModelPart(name=facts.model.name, parameters=facts.model.parameters),
-        replicas=_replicas(config, rows),
-        rounds_detail=tuple(_round(row) for row in rows),
-        traffic=traffic_parts(read_ledgers(directory.ledgers), _predicted_bytes(config, rows, facts)),
+        replicas=_replicas(config, rows, sums),
+        rounds_detail=details,
+        traffic=traffic_parts(sums, predicted((row.round, len(row.contributors)) for row in rows)),
         pseudo_gradient=_pseudo_gradient(rows, facts),
-        links=collect_links(directory),
-        baselines=_baselines(config, rows, facts),
+        links=collect_links(directory) or link_parts(sums, {}),
+        baselines=compared,
         loss=_loss(rows, facts),
         tokens=sum(row.total_tokens for row in rows),
-        utilisation=_utilisation(rows),
+        utilisation=_utilisation(by_phase for row in rows for by_phase in row.phase_s.values()),
+        sent_bytes=bytes_by(sums, SENT).total(),
+        received_bytes=bytes_by(sums, RECEIVED).total(),
+        sent_bytes_per_replica_round=sent_bytes / contributions if contributions and sums is not None else None,
+        ratios=_ratios(compared, sent_bytes),
+        members=member_parts(sums),
+        matrix=matrix(sums),
+        timeline=timeline(rows),
+        curve=_curve(details),
+        health=tuple(
+            HealthPart(round=row.round, replica=replica, figures=figures)
+            for row in rows
+            for replica, figures in sorted(row.health.items())
+        ),
+        faults=_faults(rows),
     )
 
 
@@ -61,55 +103,100 @@ def _status(config: Config, rows: Rows, is_running: bool) -> Status:
     return "complete" if rows and rows[-1].round >= config.rounds else "interrupted"
 
 
-def _replicas(config: Config, rows: Rows) -> tuple[ReplicaPart, ...]:
-    tokens, committed = Counter[str](), Counter[str]()
+def _replicas(config: Config, rows: Rows, sums: pa.Table | None) -> tuple[ReplicaPart, ...]:
+    tokens, committed, phase_s = Counter[str](), Counter[str](), defaultdict[str, Counter[str]](Counter)
     for row in rows:
         tokens.update(row.tokens)
         committed.update(row.contributors)
-    named = [replica.id for replica in config.replica]
+        for replica, by_phase in row.phase_s.items():
+            phase_s[replica].update(by_phase)
+    sent, received = bytes_by(sums, SENT, "member"), bytes_by(sums, RECEIVED, "member")
+    ranks = {replica.id: replica.ranks for replica in config.replica}
     return tuple(
         ReplicaPart(
             id=replica,
             kind="dense",
-            ranks=1,
+            ranks=ranks.get(replica, 1),
             stages=1,
             rank_k=None,
             tokens=tokens[replica],
             rounds_committed=committed[replica],
+            sent_bytes=sent[replica,],
+            received_bytes=received[replica,],
+            phase_s=dict(phase_s[replica]),
+            utilisation=_utilisation([phase_s[replica]]),
         )
-        for replica in (*named, *sorted(committed.keys() - set(named)))
+        for replica in (*ranks, *sorted(committed.keys() - ranks.keys()))
     )
 
 
-def _round(row: RoundRow) -> RoundPart:
-    return RoundPart(
-        round=row.round,
-        contributors=row.contributors,
-        theta_digest=row.theta_digest,
-        loss=row.loss,
-        compute_s=row.mean_phase_s(frozenset({COMPUTE_PHASE})),
-        exchange_s=row.mean_phase_s(EXCHANGE_PHASES),
-        validation_loss=row.validation_loss,
-        tokens=row.total_tokens,
-        agreed=row.agreed,
-        absent={absence.replica: absence.reason for absence in row.absent},
-    )
+def _rounds(rows: Rows, sums: pa.Table | None, predicted: Predictor) -> tuple[RoundPart, ...]:
+    sent, of_kind = bytes_by(sums, SENT, "round"), bytes_by(sums, SENT, "round", "kind")
+    details, started_s = [], 0.0
+    for row in rows:
+        details.append(
+            RoundPart(
+                round=row.round,
+                contributors=row.contributors,
+                theta_digest=row.theta_digest,
+                loss=row.loss,
+                compute_s=row.mean_phase_s(frozenset({COMPUTE_PHASE})),
+                exchange_s=row.mean_phase_s(EXCHANGE_PHASES),
+                validation_loss=row.validation_loss,
+                tokens=row.total_tokens,
+                agreed=row.agreed,
+                absent={absence.replica: absence.reason for absence in row.absent},
+                started_s=started_s,
+                round_s=row.duration_s,
+                sent_bytes=sent[row.round,],
+                pseudo_gradient_bytes=of_kind[row.round, PSEUDO_GRADIENT],
+                predicted_bytes=predicted([(row.round, len(row.contributors))]),
+            )
+        )
+        started_s += row.duration_s or 0.0
+    return tuple(details)
+
+
+def _curve(details: Iterable[RoundPart]) -> tuple[PointPart, ...]:
+    points, tokens, sent_bytes = [], 0, 0
+    for detail in details:
+        tokens, sent_bytes = tokens + detail.tokens, sent_bytes + detail.sent_bytes
+        until_s = None if detail.round_s is None else (detail.started_s or 0.0) + detail.round_s
+        points.append(
+            PointPart(
+                round=detail.round,
+                tokens=tokens,
+                sent_bytes=sent_bytes,
+                elapsed_s=until_s,
+                loss=detail.loss,
+                validation_loss=detail.validation_loss,
+            )
+        )
+    return tuple(points)
+
+
+def _faults(rows: Rows) -> tuple[FaultPart, ...]:
+    faults = [FaultPart(round=row.round, replica=a.replica, reason=a.reason) for row in rows for a in row.absent]
+    disagreed = [FaultPart(round=row.round, replica="", reason="digests differed") for row in rows if not row.agreed]
+    return tuple(sorted(faults + disagreed, key=lambda fault: fault.round))
 
 
 def _contributors(rows: Rows) -> list[int]:
     return [len(row.contributors) for row in rows]
 
 
-def _predicted_bytes(config: Config, rows: Rows, facts: RunFacts) -> int | None:
-    by_round = [(len(row.contributors), facts.predicted_payloads_bytes(row.round)) for row in rows]
+def _predictor(config: Config, facts: RunFacts) -> Predictor:
+    """What the pseudo-gradients of rounds (their number, their contributors) should have cost; None where unknown."""
     if facts.predicted_payloads_bytes(1) is None:
-        return None
+        return lambda _: None
     from comms.payloads import stream_bytes  # noqa: PLC0415 - brings in gRPC, which few reports wait for
 
-    return sum(
-        predicted_exchange_bytes([contributors], sizes or (), config.exchange.route, stream_bytes)
-        for contributors, sizes in by_round
-    )
+    @lru_cache
+    def one_bytes(round_number: int, contributors: int) -> int:
+        sizes = facts.predicted_payloads_bytes(round_number) or ()
+        return predicted_exchange_bytes([contributors], sizes, config.exchange.route, stream_bytes)
+
+    return lambda rounds: sum(one_bytes(*one) for one in rounds)
 
 
 def _pseudo_gradient(rows: Rows, facts: RunFacts) -> PseudoGradientPart:
@@ -137,12 +224,14 @@ def _baselines(config: Config, rows: Rows, facts: RunFacts) -> BaselinesPart:
             ddp_fp32_bytes=None,
             ddp_bf16_bytes=None,
             diloco_fp32_bytes=None,
+            diloco_bf16_bytes=None,
             sparseloco_reference_wire_bytes=reference,
         )
     return BaselinesPart(
         ddp_fp32_bytes=baselines.ddp_bytes(contributors, steps, parameters, baselines.FP32_BYTES),
         ddp_bf16_bytes=baselines.ddp_bytes(contributors, steps, parameters, baselines.BF16_BYTES),
-        diloco_fp32_bytes=baselines.diloco_fp32_bytes(contributors[every - 1 :: every], parameters),
+        diloco_fp32_bytes=baselines.diloco_bytes(contributors[every - 1 :: every], parameters, baselines.FP32_BYTES),
+        diloco_bf16_bytes=baselines.diloco_bytes(contributors[every - 1 :: every], parameters, baselines.BF16_BYTES),
         sparseloco_reference_wire_bytes=reference,
     )
 
@@ -159,7 +248,12 @@ def _loss(rows: Rows, facts: RunFacts) -> LossPart:
     )
 
 
-def _utilisation(rows: Rows) -> float | None:
-    accounts = [by_phase for row in rows for by_phase in row.phase_s.values()]
-    total_s = sum(sum(by_phase.values()) for by_phase in accounts)
-    return sum(by_phase.get(COMPUTE_PHASE, 0.0) for by_phase in accounts) / total_s if total_s else None
+def _ratios(compared: BaselinesPart, sent_bytes: int) -> dict[str, float]:
+    known = {name.removesuffix("_bytes"): num_bytes for name, num_bytes in compared}
+    return {name: num_bytes / sent_bytes for name, num_bytes in known.items() if num_bytes and sent_bytes}
+
+
+def _utilisation(accounts: Iterable[Mapping[str, float]]) -> float | None:
+    told = list(accounts)
+    total_s = sum(sum(by_phase.values()) for by_phase in told)
+    return sum(by_phase.get(COMPUTE_PHASE, 0.0) for by_phase in told) / total_s if total_s else None

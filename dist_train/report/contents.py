@@ -31,6 +31,13 @@ class ReplicaPart(_Part):
     rank_k: int | None
     tokens: int
     rounds_committed: int
+    sent_bytes: int = 0
+    """Counted by itself, of every kind."""
+    received_bytes: int = 0
+    phase_s: dict[str, float] = {}
+    """Seconds in each phase, all rounds together."""
+    utilisation: float | None = None
+    """Share of those that was spent computing."""
 
 
 class RoundPart(_Part):
@@ -50,6 +57,16 @@ class RoundPart(_Part):
     """All replicas that applied the round reported the same digest."""
     absent: dict[str, str]
     """Who was left out, and why."""
+    started_s: float | None = None
+    """When it was opened: seconds of open rounds before it, so that a pause between two launches takes no room."""
+    round_s: float | None = None
+    """From opening to commit."""
+    sent_bytes: int = 0
+    """Counted, every kind and member."""
+    pseudo_gradient_bytes: int = 0
+    """Of those, pseudo-gradients."""
+    predicted_bytes: int | None = None
+    """What a closed form says of the pseudo-gradients."""
 
 
 class TrafficPart(_Part):
@@ -60,6 +77,60 @@ class TrafficPart(_Part):
     received_bytes: int
     predicted_bytes: int | None
     """What a closed form says should have been sent."""
+
+
+class MemberTrafficPart(_Part):
+    """What one member counted of one kind."""
+
+    member: str
+    kind: str
+    sent_bytes: int
+    received_bytes: int
+
+
+class PairPart(_Part):
+    """What went from one member to another, every kind, by its sender's and by its receiver's count."""
+
+    from_: str = Field(alias="from")
+    to: str
+    sent_bytes: int
+    received_bytes: int
+
+
+class TimelinePart(_Part):
+    """What one replica did in one round: phase, start and seconds, from the opening of the round."""
+
+    round: int
+    replica: str
+    spans: tuple[tuple[str, float, float], ...]
+
+
+class PointPart(_Part):
+    """Where the run stood after a round: everything that it had spent until then."""
+
+    round: int
+    tokens: int
+    sent_bytes: int
+    elapsed_s: float | None
+    """Seconds of open rounds."""
+    loss: float | None
+    validation_loss: float | None
+
+
+class HealthPart(_Part):
+    """What one replica told of its compression after one round, by name of the figure."""
+
+    round: int
+    replica: str
+    figures: dict[str, float]
+
+
+class FaultPart(_Part):
+    """Who was left out of which round, or disagreed in it, and why."""
+
+    round: int
+    replica: str
+    reason: str
 
 
 class PseudoGradientPart(_Part):
@@ -73,7 +144,7 @@ class PseudoGradientPart(_Part):
 
 
 class LinkPart(_Part):
-    """One limited link of a simulated run."""
+    """One direction between two members that sent each other more than words, or whose link is limited."""
 
     from_: str = Field(alias="from")
     to: str
@@ -81,6 +152,12 @@ class LinkPart(_Part):
     latency_s: float | None
     enforced_by: str
     goodput_bits_per_second: float | None
+    """Bytes for each second in which a transfer was under way, the round trip of asking included."""
+    received_bytes: int = 0
+    busy_s: float | None = None
+    """Seconds in which a transfer was under way: at most so many."""
+    predicted_s: float | None = None
+    """Seconds that these bytes take at the limit."""
 
 
 class BaselinesPart(_Part):
@@ -89,6 +166,7 @@ class BaselinesPart(_Part):
     ddp_fp32_bytes: int | None
     ddp_bf16_bytes: int | None
     diloco_fp32_bytes: int | None
+    diloco_bf16_bytes: int | None = None
     sparseloco_reference_wire_bytes: int | None
 
 
@@ -124,6 +202,19 @@ class Report(_Part):
     tokens: int
     utilisation: float | None
     """Share of all replicas' accounted time that was spent computing."""
+    sent_bytes: int = 0
+    """Counted by all senders, every kind."""
+    received_bytes: int = 0
+    sent_bytes_per_replica_round: float | None = None
+    """Pseudo-gradient bytes sent, for each contribution to a round."""
+    ratios: dict[str, float] = {}
+    """Each of `baselines` over the pseudo-gradient bytes sent, by its name without `_bytes`."""
+    members: tuple[MemberTrafficPart, ...] = ()
+    matrix: tuple[PairPart, ...] = ()
+    timeline: tuple[TimelinePart, ...] = ()
+    curve: tuple[PointPart, ...] = ()
+    health: tuple[HealthPart, ...] = ()
+    faults: tuple[FaultPart, ...] = ()
 
     def to_json(self) -> str:
         """The contract: one JSON object."""

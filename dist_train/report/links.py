@@ -1,9 +1,12 @@
-"""What went over the links of a simulated run against their limits, from its ledgers.
+"""How fast bytes came over each link, and how fast they might have.
 
-Of each transfer the receiver wrote down when it ended and how long it took. A link's goodput is the payload bytes that
-it carried over the time in which it carried any: the union of its transfers' intervals, so that pauses between rounds
-don't count. The links are each member's line, up (to "*") and down (from "*"), which all its transfers share, and the
-path from each member to each other one.
+    busy(round)  = min(last end - first begin, sum of the transfers' seconds)         (1) transfers run side by side
+    goodput      = 8 bytes / sum of busy over rounds                                  (2)
+    predicted    = 8 bytes / limit + rounds * latency                                 (3)
+
+(1) is at least the time in which something was under way, so that (2) is at most what it was. Receivers' rows count;
+where a member's ledger is elsewhere, the other end's. Control messages are too small to measure a link by,
+and what is only tallied has no seconds.
 """
 
 from __future__ import annotations
@@ -12,85 +15,69 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from comms.link_plan import Simulation, read_simulation
+import pyarrow.compute as pc
+
 from dist_train.report.contents import LinkPart
-from dist_train.report.metrics import read_json_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
+    import pyarrow as pa
 
-    from dist_train.run_directory import RunDirectory
-
-EVERYBODY = "*"
-Link = tuple[str, str]
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Carried:
-    """One transfer, by its receiver's ledger."""
+class Limit:
+    """What one direction of a link was held to, and by what."""
 
-    begun_s: float
-    ended_s: float
-    num_bytes: int
-
-
-def collect_links(directory: RunDirectory) -> tuple[LinkPart, ...]:
-    """The limited links of the run in `directory`, with what they reached; none when it was not simulated."""
-    try:
-        simulation = read_simulation(directory.simulation)
-    except (OSError, ValueError):
-        return ()
-    return tuple(_parts(simulation, _transfers(directory.ledgers)))
+    bits_per_second: float | None = None
+    latency_s: float | None = None
+    enforced_by: str = "none"
 
 
-def goodput_bits_per_second(transfers: Iterable[Carried]) -> float | None:
-    """Bits over the seconds in which any of `transfers` was under way; None for none."""
-    num_bytes, busy_s, until_s = 0, 0.0, float("-inf")
-    for transfer in sorted(transfers, key=lambda carried: carried.begun_s):
-        num_bytes += transfer.num_bytes
-        busy_s += max(0.0, transfer.ended_s - max(until_s, transfer.begun_s))
-        until_s = max(until_s, transfer.ended_s)
-    return 8 * num_bytes / busy_s if busy_s > 0 else None
+@dataclass
+class _Measured:
+    num_bytes: int = 0
+    busy_s: float = 0.0
+    rounds: int = 0
 
 
-def _parts(simulation: Simulation, carried: dict[Link, list[Carried]]) -> Iterator[LinkPart]:
-    asked = simulation.asked
-    for member, line in sorted(asked.lines.items()):
-        ways = (((member, EVERYBODY), line.up_bits_per_second), ((EVERYBODY, member), line.down_bits_per_second))
-        for link, limit in ways:
-            if limit is not None and carried[link]:
-                yield _part(link, limit, None, simulation, carried)
-    for sender, receiver in sorted(link for link in carried if EVERYBODY not in link):
-        limit, path = asked.limit_bits_per_second(sender, receiver), asked.path(sender, receiver)
-        if limit is not None or path.latency_s:
-            yield _part((sender, receiver), limit, path.latency_s, simulation, carried)
-
-
-def _part(
-    link: Link, limit: float | None, latency_s: float | None, simulation: Simulation, carried: dict[Link, list[Carried]]
-) -> LinkPart:
-    return LinkPart.model_validate(
-        {
-            "from": link[0],
-            "to": link[1],
-            "limit_bits_per_second": limit,
-            "latency_s": latency_s,
-            "enforced_by": simulation.rates_by,
-            "goodput_bits_per_second": goodput_bits_per_second(carried[link]),
-        }
+def link_parts(sums: pa.Table | None, limits: dict[Pair, Limit]) -> tuple[LinkPart, ...]:
+    """A row for each pair (from, to) that exchanged more than control messages, and for each that is limited."""
+    sent, received = _measured(sums, "sent"), _measured(sums, "received")
+    measured = sent | received
+    return tuple(
+        _link(pair, limits.get(pair, Limit()), measured.get(pair, _Measured()))
+        for pair in sorted(measured.keys() | limits.keys())
     )
 
 
-def _transfers(folder: Path) -> dict[Link, list[Carried]]:
-    """What was received, by link; a line carries what any of its paths does."""
-    carried: dict[Link, list[Carried]] = defaultdict(list)
-    for ledger in sorted(folder.glob("*.jsonl")):
-        for row in read_json_lines(ledger):
-            crossed = row.get("direction") == "received" and row.get("kind") != "intra_replica"
-            if crossed and row.get("seconds"):
-                ended_s, receiver, sender = row["at_s"], row["member"], row["peer"]
-                transfer = Carried(ended_s - row["seconds"], ended_s, row["bytes"])
-                for link in ((sender, receiver), (sender, EVERYBODY), (EVERYBODY, receiver)):
-                    carried[link].append(transfer)
-    return carried
+def _link(pair: Pair, limit: Limit, measured: _Measured) -> LinkPart:
+    rate, bits = limit.bits_per_second, 8 * measured.num_bytes
+    return LinkPart(
+        from_=pair[0],
+        to=pair[1],
+        limit_bits_per_second=rate,
+        latency_s=limit.latency_s,
+        enforced_by=limit.enforced_by,
+        goodput_bits_per_second=bits / measured.busy_s if measured.busy_s else None,  # (2)
+        received_bytes=measured.num_bytes,
+        busy_s=measured.busy_s or None,
+        predicted_s=bits / rate + measured.rounds * (limit.latency_s or 0.0) if rate and bits else None,  # (3)
+    )
+
+
+def _measured(sums: pa.Table | None, direction: str) -> dict[Pair, _Measured]:
+    if sums is None:
+        return {}
+    bulk = pc.and_(pc.equal(sums["direction"], direction), pc.not_equal(sums["kind"], "control"))
+    links: defaultdict[Pair, _Measured] = defaultdict(_Measured)
+    for row in sums.filter(bulk).to_pylist():
+        begin_s, end_s = row["begin_s"], row["end_s"]
+        if not row["peer"] or not row["seconds"] or begin_s is None or end_s is None:
+            continue  # tallied, and not timed
+        member, peer = str(row["member"]), str(row["peer"])
+        link = links[(member, peer) if direction == "sent" else (peer, member)]
+        link.num_bytes += row["bytes"]
+        link.busy_s += max(0.0, min(end_s - begin_s, row["seconds"]))  # (1)
+        link.rounds += 1
+    return dict(links)

@@ -42,6 +42,11 @@ class RoundRow(BaseModel):
     """From opening to commit."""
     opened_at_s: float | None = None
     committed_at_s: float | None = None
+    reported_at_s: dict[str, float] = {}
+    """When the coordinator heard of a replica's payloads, its acknowledgement, its applying; seconds since 1970."""
+    acknowledged_at_s: dict[str, float] = {}
+    applied_at_s: dict[str, float] = {}
+    health: dict[str, dict[str, float]] = {}
 
     @property
     def duration_s(self) -> float | None:

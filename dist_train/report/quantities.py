@@ -18,6 +18,11 @@ def count_text(count: float | None) -> str:
     return UNKNOWN if count is None else _scaled(count, separator="")
 
 
+def rate_text(bits_per_second: float | None) -> str:
+    """50.0 Mbit/s, in powers of 1000."""
+    return UNKNOWN if bits_per_second is None else f"{_scaled(bits_per_second, separator=' ')}bit/s"
+
+
 def seconds_text(seconds: float | None) -> str:
     """0.4s, 12s, 1m20s, 3h05m."""
     if seconds is None or not math.isfinite(seconds):

@@ -9,7 +9,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from dist_train.report.quantities import UNKNOWN, bytes_text, count_text, loss_text, ratio_text, seconds_text
+from dist_train.report.quantities import (
+    UNKNOWN,
+    bytes_text,
+    count_text,
+    loss_text,
+    rate_text,
+    ratio_text,
+    seconds_text,
+)
 from dist_train.report.traffic import PSEUDO_GRADIENT
 
 if TYPE_CHECKING:
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
     from dist_train.report.contents import Report, RoundPart
 
 LAST_ROUNDS = 8
+MOST_REPLICAS = 24
 WIDEST_CONTRIBUTORS = 24
 STATUS_STYLES = {"complete": "green", "running": "cyan", "interrupted": "yellow"}
 
@@ -32,6 +41,12 @@ def render_terminal(report: Report) -> RenderableType:
         parts += [_pseudo_gradient(report)]
     if baselines := _baselines(report):
         parts += [blank, baselines]
+    if any(replica.phase_s for replica in report.replicas):
+        parts += [blank, _replicas(report)]
+    if any(link.limit_bits_per_second for link in report.links):
+        parts += [blank, _links(report)]
+    if report.faults:
+        parts += [blank, _faults(report)]
     if report.rounds_detail:
         parts += [blank, _rounds(report)]
     return Group(*parts)
@@ -107,6 +122,7 @@ def _baselines(report: Report) -> Table | None:
         ("DDP, fp32", report.baselines.ddp_fp32_bytes),
         ("DDP, bf16", report.baselines.ddp_bf16_bytes),
         ("DiLoCo, fp32", report.baselines.diloco_fp32_bytes),
+        ("DiLoCo, bf16", report.baselines.diloco_bf16_bytes),
         ("SparseLoCo, reference wire", report.baselines.sparseloco_reference_wire_bytes),
     )
     if not any(num_bytes for _, num_bytes in named):
@@ -129,6 +145,44 @@ def _comparison(baseline_bytes: int, sent_bytes: int | None) -> str:
     if baseline_bytes >= sent_bytes:
         return f"{ratio_text(baseline_bytes / sent_bytes)} less"
     return f"{ratio_text(sent_bytes / max(baseline_bytes, 1))} more"
+
+
+def _replicas(report: Report) -> Table:
+    """Who computes and who waits: the slow machine is the one that others wait for and that waits for nobody."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Replicas", title_justify="left", title_style="bold")
+    table.add_column("replica", overflow="fold")
+    for heading in ("sent", "received", "computing", "waiting", "fetching", "utilisation"):
+        table.add_column(heading, justify="right")
+    for replica in report.replicas[:MOST_REPLICAS]:
+        seconds = (seconds_text(replica.phase_s.get(phase)) for phase in ("compute", "wait", "fetch"))
+        share = UNKNOWN if replica.utilisation is None else f"{replica.utilisation:.1%}"
+        traffic = (bytes_text(replica.sent_bytes), bytes_text(replica.received_bytes))
+        table.add_row(replica.id, *traffic, *seconds, share)
+    if (left := len(report.replicas) - MOST_REPLICAS) > 0:
+        table.add_row(f"… and {left} more")
+    return table
+
+
+def _links(report: Report) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Links", title_justify="left", title_style="bold")
+    table.add_column("from → to", overflow="fold")
+    for heading in ("limit", "goodput", "latency", "busy", "predicted", "enforced by"):
+        table.add_column(heading, justify="right")
+    for link in report.links[:MOST_REPLICAS]:
+        rates = (rate_text(link.limit_bits_per_second), rate_text(link.goodput_bits_per_second))
+        seconds = (seconds_text(s) for s in (link.latency_s, link.busy_s, link.predicted_s))
+        table.add_row(f"{link.from_} → {link.to}", *rates, *seconds, link.enforced_by)
+    return table
+
+
+def _faults(report: Report) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Faults", title_justify="left", title_style="bold")
+    table.add_column("round", justify="right")
+    table.add_column("without", overflow="fold")
+    table.add_column("why", overflow="fold")
+    for fault in report.faults[-LAST_ROUNDS:]:
+        table.add_row(str(fault.round), Text(fault.replica), Text(fault.reason))
+    return table
 
 
 def _rounds(report: Report) -> Table:

@@ -1,21 +1,20 @@
-"""What was sent, from the ledgers; and what should have been, in closed form.
+"""What was sent, split as a report shows it; and what should have been, in closed form.
 
 A transfer stands in two ledgers, its sender's and its receiver's, so the two directions are summed apart and agree
-when nothing was lost. Ledgers are read line by line: a long run's are larger than memory is worth.
+when nothing was lost. Every split here is of `ledgers.read_sums`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from dist_train.report.contents import TrafficPart
-from dist_train.report.metrics import read_json_lines
+from dist_train.report.contents import MemberTrafficPart, PairPart, TrafficPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
+
+    import pyarrow as pa
 
 PSEUDO_GRADIENT = "pseudo_gradient"
 KINDS = (
@@ -27,43 +26,52 @@ KINDS = (
     "state_transfer",
     "control",
 )
+SENT, RECEIVED = "sent", "received"
 
 
-@dataclass(frozen=True)
-class LedgerTotals:
-    """Bytes by kind, over all members."""
-
-    sent_bytes: Counter[str]
-    received_bytes: Counter[str]
-
-
-def read_ledgers(folder: Path) -> LedgerTotals | None:
-    """The totals of every ledger in `folder`; None when nothing was ever counted there."""
-    ledgers = sorted(folder.glob("*.jsonl"))
-    if not ledgers:
-        return None
-    by_direction: dict[str, Counter[str]] = {"sent": Counter(), "received": Counter()}
-    for ledger in ledgers:
-        for row in read_json_lines(ledger):
-            kind, num_bytes = row.get("kind"), row.get("bytes")
-            if row.get("direction") in by_direction and isinstance(kind, str) and isinstance(num_bytes, int):
-                by_direction[row["direction"]][kind] += num_bytes
-    return LedgerTotals(sent_bytes=by_direction["sent"], received_bytes=by_direction["received"])
+def bytes_by(sums: pa.Table | None, direction: str, *keys: str) -> Counter[Any]:
+    """Bytes of one direction, by the tuples of the values of some of the ledger's keys."""
+    if sums is None:
+        return Counter()
+    split = sums.group_by([*keys, "direction"]).aggregate([("bytes", "sum")]).to_pylist()
+    return Counter(
+        {tuple(row[key] for key in keys): row["bytes_sum"] for row in split if row["direction"] == direction}
+    )
 
 
-def traffic_parts(totals: LedgerTotals | None, predicted_bytes: int | None) -> tuple[TrafficPart, ...]:
+def traffic_parts(sums: pa.Table | None, predicted_bytes: int | None) -> tuple[TrafficPart, ...]:
     """A row for each kind; `predicted_bytes` is of the pseudo-gradients. No rows when nothing was counted."""
-    if totals is None:
+    if sums is None:
         return ()
-    others = sorted((totals.sent_bytes.keys() | totals.received_bytes.keys()) - set(KINDS))
+    sent, received = bytes_by(sums, SENT, "kind"), bytes_by(sums, RECEIVED, "kind")
+    others = sorted({kind for (kind,) in (*sent, *received)} - set(KINDS))
     return tuple(
         TrafficPart(
             kind=kind,
-            sent_bytes=totals.sent_bytes[kind],
-            received_bytes=totals.received_bytes[kind],
+            sent_bytes=sent[kind,],
+            received_bytes=received[kind,],
             predicted_bytes=predicted_bytes if kind == PSEUDO_GRADIENT else None,
         )
         for kind in (*KINDS, *others)
+    )
+
+
+def member_parts(sums: pa.Table | None) -> tuple[MemberTrafficPart, ...]:
+    """A row for each member and kind that occurs."""
+    sent, received = bytes_by(sums, SENT, "member", "kind"), bytes_by(sums, RECEIVED, "member", "kind")
+    return tuple(
+        MemberTrafficPart(member=key[0], kind=key[1], sent_bytes=sent[key], received_bytes=received[key])
+        for key in sorted(sent.keys() | received.keys())
+    )
+
+
+def matrix(sums: pa.Table | None) -> tuple[PairPart, ...]:
+    """A row for each pair between which something went."""
+    sent = bytes_by(sums, SENT, "member", "peer")
+    received = Counter({(peer, member): n for (member, peer), n in bytes_by(sums, RECEIVED, "member", "peer").items()})
+    return tuple(
+        PairPart(from_=pair[0], to=pair[1], sent_bytes=sent[pair], received_bytes=received[pair])
+        for pair in sorted(sent.keys() | received.keys())
     )
 
 

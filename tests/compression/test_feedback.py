@@ -86,3 +86,12 @@ def test_another_shape_and_a_decay_out_of_range_are_refused() -> None:
     for decay in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="is not between 0 and 1"):
             ErrorFeedback(decay)
+
+
+def test_the_quantizer_error_is_relative_to_what_was_kept() -> None:
+    feedback = ErrorFeedback(0.9)
+    assert feedback.quantizer_error is None
+    feedback.accumulate("x", torch.tensor([3.0, 100.0, 4.0]))
+    # Of 3 and 4 the round sent 3 and 3: 1 is missing, of a norm of 5. What was not kept at all does not count.
+    feedback.settle("x", Update(torch.tensor([0, 2]), torch.tensor([3.0, 3.0])))
+    assert feedback.quantizer_error == pytest.approx(1 / 5)

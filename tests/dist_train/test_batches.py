@@ -95,15 +95,6 @@ def test_micro_batches_conserve_documents_within_their_bound(lengths: list[int],
     assert sum(part.num_targets for part in parts) == batch.num_targets
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(9, 30))
-def test_micro_batches_conserve_documents_within_their_bound(lengths: list[int], most: int) -> None:
-    batch = Batch(torch.arange(sum(lengths)), tuple(lengths))
-    parts = micro_batches(batch, most)
-    assert [d for part in parts for d in documents_of(part)] == documents_of(batch)
-    assert max(part.num_tokens for part in parts) <= most
-    assert sum(part.num_targets for part in parts) == batch.num_targets
-
-
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 6))
 def test_balanced_micro_batches_conserve_documents_and_differ_by_one_at_most(lengths: list[int], count: int) -> None:
     lengths.sort(reverse=True)

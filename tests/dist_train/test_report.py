@@ -100,7 +100,7 @@ def test_all_keys_of_the_contract_are_there(directory: RunDirectory) -> None:
     assert top <= document.keys()
     assert document["model"].keys() == {"name", "parameters"}
     replica = {"id", "kind", "ranks", "stages", "rank_k", "tokens", "rounds_committed"}
-    assert document["replicas"][0].keys() == replica
+    assert replica <= document["replicas"][0].keys()
     detail = {"round", "contributors", "theta_digest", "loss", "compute_s", "exchange_s"}
     assert detail <= document["rounds_detail"][0].keys()
     assert document["traffic"][0].keys() == {"kind", "sent_bytes", "received_bytes", "predicted_bytes"}
@@ -108,7 +108,7 @@ def test_all_keys_of_the_contract_are_there(directory: RunDirectory) -> None:
     ratios = {"density", "bits_per_value", "bits_per_parameter", "ratio_vs_fp32"}
     assert document["pseudo_gradient"].keys() == ratios
     totals = {"ddp_fp32_bytes", "ddp_bf16_bytes", "diloco_fp32_bytes", "sparseloco_reference_wire_bytes"}
-    assert document["baselines"].keys() == totals
+    assert totals <= document["baselines"].keys()
     promised = {"train_first", "train_last", "validation_first", "validation_last"}
     assert document["loss"].keys() == promised | {"unigram_entropy"}
     assert document["links"] == []

@@ -12,7 +12,7 @@ def test_a_ring_moves_two_shares_of_the_buffer_out_of_every_replica() -> None:
 
 def test_one_replica_sends_nothing() -> None:
     assert baselines.ddp_bytes([1, 1], 15, 100, 4) == 0
-    assert baselines.diloco_fp32_bytes([1, 1], 100) == 0
+    assert baselines.diloco_bytes([1, 1], 100, 4) == 0
     assert baselines.sparseloco_reference_wire_bytes([1, 1], 10) == 0
 
 
@@ -23,7 +23,7 @@ def test_ddp_exchanges_after_every_inner_step() -> None:
 
 
 def test_diloco_exchanges_once_a_round() -> None:
-    assert baselines.diloco_fp32_bytes([2, 2, 3], 100) == 3200
+    assert baselines.diloco_bytes([2, 2, 3], 100, 4) == 3200
 
 
 def test_the_reference_wire_takes_72_bits_a_value_to_every_other_replica() -> None:
@@ -34,4 +34,4 @@ def test_the_reference_wire_takes_72_bits_a_value_to_every_other_replica() -> No
 @pytest.mark.parametrize("replicas", [2, 8, 20])
 def test_ddp_costs_diloco_times_the_inner_steps(replicas: int) -> None:
     ddp = baselines.ddp_bytes([replicas] * 4, 30, 12_345, baselines.FP32_BYTES)
-    assert ddp == 30 * baselines.diloco_fp32_bytes([replicas] * 4, 12_345)
+    assert ddp == 30 * baselines.diloco_bytes([replicas] * 4, 12_345, 4)

@@ -1,12 +1,13 @@
 """Log lines say when and who; and a dead process's last words are found among them."""
 
+import json
 import logging
 import sys
 from pathlib import Path
 
 import pytest
 
-from launcher.logs import MemberFormatter, last_error
+from launcher.logs import JsonFormatter, MemberFormatter, last_error
 
 PREFIX = "12:00:00 [a] "
 TRACEBACK = """Traceback (most recent call last):
@@ -75,3 +76,26 @@ def test_last_words_of_an_earlier_start_are_not_this_ones(tmp_path: Path) -> Non
 
 def test_no_log_no_words(tmp_path: Path) -> None:
     assert last_error(tmp_path / "nothing.log") == ""
+
+
+def test_a_record_is_one_object_with_run_round_and_member(tmp_path: Path) -> None:
+    formatter = JsonFormatter("a", "demo")
+
+    def said(message: str, level: int = logging.INFO) -> str:
+        return formatter.format(logging.LogRecord("x", level, "x.py", 1, message, (), None))
+
+    lines = [said("joined"), said("round 7: trained"), said("first\nsecond", logging.WARNING)]
+    assert all("\n" not in line for line in lines)
+    facts = [json.loads(line) for line in lines]
+    assert [fact["round"] for fact in facts] == [0, 7, 7]
+    assert {(fact["run"], fact["member"]) for fact in facts} == {("demo", "a")}
+    assert (facts[2]["level"], facts[2]["message"]) == ("warning", "first\nsecond")
+    assert facts[0]["at"].endswith("+00:00")
+
+
+def test_last_words_are_found_among_objects(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    formatter = JsonFormatter("a", "demo")
+    record = logging.LogRecord("x", logging.ERROR, "x.py", 1, "dist-train: no such peer", (), None)
+    log.write_text(formatter.format(record) + "\n{later\n")
+    assert last_error(log) == "no such peer"

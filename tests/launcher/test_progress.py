@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from dist_train.report.metrics import RoundRow
+from dist_train.report.metrics import Absence, RoundRow
 from launcher.progress import (
     MemberProgress,
     Progress,
@@ -71,6 +71,19 @@ def test_the_view_shows_rounds_and_members() -> None:
     for fact in ("demo", "round 3/12", "2.710", "2.800", "18.3k tok/s", "41.2 kB", "working", "eta 18s"):
         assert fact in text
     assert "round 4: work, waiting for b" in text
+
+
+def test_the_view_shows_who_was_slow_in_the_last_round_and_who_was_left_out() -> None:
+    row = ROW.model_copy(
+        update={
+            "phase_s": {"a": {"compute": 12.0, "wait": 31.0}, "b": {"compute": 43.0}},
+            "absent": (Absence(replica="c", reason="silent"),),
+        }
+    )
+    lines = rendered(Progress("demo", 12, ("a", "b"), (row,), RunStatus("work", 4, members("working", "working"))))
+    shown = {line.split()[0]: line.split()[-3:] for line in lines.splitlines() if "working" in line}
+    assert shown == {"a": ["12s", "31s", "-"], "b": ["43s", "-", "-"]}
+    assert "in the last round, without c" in lines
 
 
 def test_the_view_before_the_first_round() -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from comms.link_plan import Line, LinkPlan, Simulation
-from dist_train.report.links import Carried, collect_links, goodput_bits_per_second
+from dist_train.report.simulated_links import Carried, collect_links, goodput_bits_per_second
 from dist_train.run_directory import RunDirectory
 
 
