@@ -20,6 +20,8 @@ from dist_train.data.batches import NO_TARGET
 
 if TYPE_CHECKING:
     from dist_train.data.batches import Batch
+    from dist_train.sequence.groups import SequenceGroup
+    from dist_train.sequence.share import Share
 
 # Longest piece that rotary positions must reach; Llama computes them as they come, so nothing is sized by it.
 MAX_POSITIONS = 1 << 20
@@ -95,14 +97,18 @@ def fragments(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     return {name: found[name] for name in sorted(found, key=_fragment_position)}
 
 
-def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum over the targets of `batch` of the next-token cross-entropy (nats), a scalar on the model's device."""
+def loss_sum(model: nn.Module, batch: Batch | Share, sequence_group: SequenceGroup | None = None) -> Tensor:
+    """Sum over the targets of `batch` of the next-token cross-entropy (nats), a scalar on the model's device.
+
+    A share of documents is computed by all ranks of its `sequence_group` together; each has the sum of its own targets.
+    """
     device = next(model.parameters()).device
     logits = model(
         batch.tokens.to(device)[None],
         position_ids=batch.position_ids.to(device)[None],
         use_cache=False,
         document_lengths=batch.document_lengths,
+        sequence_group=sequence_group,
     ).logits[0]
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return cross_entropy(precise, batch.targets.to(device), ignore_index=NO_TARGET, reduction="sum")

@@ -1,0 +1,129 @@
+"""The loss and the gradients of a step are those of one process, whatever the plan."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from dist_train.config import InnerConfig, ModelConfig
+from dist_train.data.batches import Batch
+from dist_train.inner import InnerOptimizer
+from dist_train.model import build_model, loss_sum
+from dist_train.sequence.gradients import shard
+from dist_train.sequence.groups import Ranks
+from dist_train.sequence.plan import Group, MicroBatch, SequencePlan
+from dist_train.sequence.step import accumulate
+from dist_train.sequence.ulysses import all_to_all_bytes
+from tests.ranks import run_on_ranks
+
+Shape = tuple[tuple[int, ...], ...]
+# Degrees that divide the heads and that don't; key-value heads fewer than ranks, and shared unequally.
+MODELS = (
+    ModelConfig(hidden_size=16, layers=2, heads=8, kv_heads=2, vocab_size=16, intermediate_size=16),
+    ModelConfig(hidden_size=24, layers=1, heads=12, kv_heads=3, vocab_size=16, intermediate_size=16),
+)
+LENGTHS = (1, 1, 2, 3, 5, 7, 8, 13, 16, 31)
+
+
+@cache
+def shapes(start: int, size: int) -> tuple[Shape, ...]:
+    """All partitions of an aligned block of ranks in aligned groups and idle ranks, all idle included."""
+    whole: Shape = (tuple(range(start, start + size)),)
+    if size == 1:
+        return (whole, ())
+    half = size // 2
+    return (whole, *(left + right for left in shapes(start, half) for right in shapes(start + half, half)))
+
+
+def busy_shapes(count: int) -> list[Shape]:
+    return [shape for shape in shapes(0, count) if shape]
+
+
+def random_batch(randomness: random.Random, sequences: int, vocab_size: int = 16) -> Batch:
+    lengths = tuple(sorted(randomness.choices(LENGTHS, k=sequences), reverse=True))
+    return Batch(torch.tensor(randomness.choices(range(vocab_size), k=sum(lengths))), lengths)
+
+
+def random_plan(randomness: random.Random, sequences: int, chosen: Sequence[Shape]) -> SequencePlan:
+    """A micro-batch for each shape; every group has a sequence, and all else is left to chance."""
+    groups = [(number, ranks) for number, shape in enumerate(chosen) for ranks in shape]
+    held: list[list[int]] = [[] for _ in groups]
+    for nth, sequence in enumerate(randomness.sample(range(sequences), sequences)):
+        held[nth if nth < len(groups) else randomness.randrange(len(groups))].append(sequence)
+    micro_batches = tuple(
+        MicroBatch(
+            tuple(Group(ranks, tuple(held[i])) for i, (mine, ranks) in enumerate(groups) if mine == number)
+        )
+        for number in range(len(chosen))
+    )
+    return SequencePlan(micro_batches, 0.0, 0.0, 0.0, "random")
+
+
+def alone(model: nn.Module, batch: Batch) -> tuple[float, list[Tensor]]:
+    """Loss and gradients of one process."""
+    model.zero_grad()
+    loss = loss_sum(model, batch) / max(1, batch.num_targets)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item(), [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def whole(gradient: Tensor | None) -> Tensor:
+    assert gradient is not None
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+
+
+def predicted_bytes(config: ModelConfig, batch: Batch, plan: SequencePlan) -> int:
+    return sum(
+        all_to_all_bytes(
+            sum(batch.document_lengths[i] for i in group.sequences),
+            len(group.ranks),
+            heads=config.heads,
+            kv_heads=config.kv_heads or config.heads,
+            head_dim=config.hidden_size // config.heads,
+            layers=config.layers,
+            value_bytes=8,
+        )
+        for micro_batch in plan.micro_batches
+        for group in micro_batch.groups
+    )
+
+
+def compare(ranks: Ranks, sharded: bool, cases: list[list[Shape]]) -> None:
+    """One step for each case, its shapes as micro-batches."""
+    for config in MODELS:
+        reference, model = (build_model(config, seed=1).double() for _ in range(2))
+        if sharded:
+            shard(model, ranks)
+        randomness = random.Random(repr((ranks.count, sharded, config.heads)))
+        for case in cases:
+            batch = random_batch(randomness, sum(map(len, case)) + randomness.randrange(4))
+            plan = random_plan(randomness, len(batch.document_lengths), case)
+            loss, gradients = alone(reference, batch)
+            sent_before = ranks.traffic.sent_bytes("sequence_all_to_all")
+            found = accumulate(model, batch, plan, ranks)
+            assert abs(found.loss - loss) <= 1e-12 * max(1.0, loss), plan
+            for (name, parameter), expected in zip(model.named_parameters(), gradients, strict=True):
+                difference = (whole(parameter.grad) - expected).abs().max().item()
+                assert difference <= 1e-12, (plan, name, difference)
+            sent = ranks.traffic.sent_bytes("sequence_all_to_all") - sent_before
+            assert sum(ranks.gather(sent)) == predicted_bytes(config, batch, plan)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_equality_in_every_shape(count: int, sharded: bool, tmp_path: Path) -> None:
+    run_on_ranks(count, tmp_path, compare, sharded, [[shape] for shape in busy_shapes(count)])
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_equality_of_eight_ranks_in_some_shapes(sharded: bool, tmp_path: Path) -> None:
+    chosen = random.Random(3).sample(busy_shapes(8), 24)
+    run_on_ranks(8, tmp_path, compare, sharded, [chosen[i : i + 4] for i in range(0, 24, 4)])
