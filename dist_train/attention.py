@@ -60,14 +60,15 @@ def packed_attention(
     _check_wishes(document_lengths, sliding_window, {"a mask": attention_mask, **others})
     if sequence_group is None:
         _check_tokens(query, document_lengths, sum(document_lengths))
-        return _by_document(query, key, value, document_lengths, scaling, dropout), None
+        output = _by_document(query, key, value, document_lengths=document_lengths, scaling=scaling, dropout=dropout)
+        return output, None
     if dropout:
         raise ValueError("Attention dropout would depend on the sequence plan; set attention_dropout to 0 in the model")
     tokens = sum(document_lengths)
     own = len(ulysses.share_of(tokens, sequence_group.position, sequence_group.degree))
     _check_tokens(query, document_lengths, max(own, 1))
-    mine = ulysses.spread(query[:, :, :own], key[:, :, :own], value[:, :, :own], tokens, sequence_group)
-    output = _by_document(*mine, document_lengths, scaling)
+    q, k, v = ulysses.spread(query[:, :, :own], key[:, :, :own], value[:, :, :own], tokens, sequence_group)
+    output = _by_document(q, k, v, document_lengths=document_lengths, scaling=scaling)
     collected = ulysses.collect(output, query.shape[1], sequence_group)
     # A rank without a token runs the model on one that counts for nothing: it attends to nobody, and nobody to it.
     return torch.cat([collected, query[:, :, own:].transpose(1, 2)], dim=1) if not own else collected, None
@@ -77,6 +78,7 @@ def _by_document(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    *,
     document_lengths: Sequence[int],
     scaling: float | None,
     dropout: float = 0.0,

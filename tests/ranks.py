@@ -24,7 +24,9 @@ def run_on_ranks(count: int, folder: Path, work: Callable[..., None], *arguments
     """Calls `work(ranks, *arguments)` on each of `count` ranks; fails with the first traceback of any of them."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     meeting = folder / f"meeting-{count}-{work.__name__}"
-    start_processes(_rank, (count, f"file://{meeting}", work, arguments), nprocs=count, start_method="forkserver")
+    start_processes(  # type: ignore[no-untyped-call]
+        _rank, (count, f"file://{meeting}", work, arguments), nprocs=count, start_method="forkserver"
+    )
 
 
 def _rank(rank: int, count: int, meeting: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -21,14 +21,14 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from dist_train.sequence.groups import Ranks
+    from dist_train.sequence.groups import RankGroups
     from dist_train.sequence.traffic import RankTraffic
 
 # Large enough that the ring is busy, small enough that a copy of it does not count beside the model.
 BUCKET_BYTES = 32 << 20
 
 
-def shard(model: nn.Module, ranks: Ranks) -> nn.Module:
+def shard(model: nn.Module, ranks: RankGroups) -> nn.Module:
     """Shards the parameters of `model`, in place, over all of `ranks` with FSDP2: each decoder layer, then the rest.
 
     Its gradients are summed, not averaged, and come sharded. Then every rank must run forward and backward equally
@@ -51,7 +51,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def sum_gradients(model: nn.Module, ranks: Ranks) -> None:
+def sum_gradients(model: nn.Module, ranks: RankGroups) -> None:
     """Replaces each gradient by its sum over all ranks, unless the model is sharded: then it is that sum already.
 
     A rank without a gradient counts as zeros, and has the sum afterwards. All ranks get the same bits.
@@ -68,7 +68,7 @@ def sum_gradients(model: nn.Module, ranks: Ranks) -> None:
         ranks.sum(flat)
         seconds = 0.0 if flat.is_cuda else time.monotonic() - started_s
         ranks.traffic.record_ring("intra_replica", flat.nbytes, ranks.count, halves=2, seconds=seconds)
-        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+        for gradient, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
@@ -103,7 +103,8 @@ class _AllGather(_Metered):
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, *, async_op: bool = False
     ) -> dist.Work | None:
         self._count(output_tensor, group)
-        return dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
+        work: dist.Work | None = dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
+        return work
 
 
 class _ReduceScatter(_Metered):
@@ -117,4 +118,7 @@ class _ReduceScatter(_Metered):
         async_op: bool = False,
     ) -> dist.Work | None:
         self._count(input_tensor, group)
-        return dist.reduce_scatter_single(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+        work: dist.Work | None = dist.reduce_scatter_single(
+            output_tensor, input_tensor, op=op, group=group, async_op=async_op
+        )
+        return work

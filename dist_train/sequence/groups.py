@@ -46,7 +46,7 @@ def aligned_groups(count: int) -> list[tuple[int, ...]]:
 
 
 @dataclass(eq=False)
-class Ranks:
+class RankGroups:
     """This rank among those of its replica. Made by all of them together (`join_ranks`)."""
 
     rank: int
@@ -99,7 +99,7 @@ class Ranks:
         self.gather(0.0)
 
 
-def join_ranks(everybody: dist.ProcessGroup | None = None, timeout_s: float = 600.0) -> Ranks:
+def join_ranks(everybody: dist.ProcessGroup | None = None, timeout_s: float = 600.0) -> RankGroups:
     """This rank among those of `everybody` (default: all that torch.distributed knows), and its groups.
 
     Blocks until all of them call it. The groups use the backend of `everybody`: gloo for the CPU, nccl for GPUs, there
@@ -110,7 +110,7 @@ def join_ranks(everybody: dist.ProcessGroup | None = None, timeout_s: float = 60
         raise ValueError("torch.distributed is not initialized; call torch.distributed.init_process_group first")
     backend, rank, count = dist.get_backend(parent), dist.get_rank(parent), dist.get_world_size(parent)
     device = torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
-    joined = Ranks(rank, count, device, parent, {})
+    joined = RankGroups(rank, count, device, parent, {})
     global_ranks = dist.get_process_group_ranks(parent)
     for ranks in aligned_groups(count):
         if rank in ranks and len(ranks) > 1:

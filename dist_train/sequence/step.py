@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dist_train.data.batches import Batch
-    from dist_train.sequence.groups import Ranks
+    from dist_train.sequence.groups import RankGroups
     from dist_train.sequence.plan import SequencePlan
 
 
@@ -41,7 +41,7 @@ class StepResult:
     """The part of it after this rank's last micro-batch: waiting for slower ranks, and summing."""
 
 
-def accumulate(model: nn.Module, batch: Batch, plan: SequencePlan, ranks: Ranks) -> StepResult:
+def accumulate(model: nn.Module, batch: Batch, plan: SequencePlan, ranks: RankGroups) -> StepResult:
     """Puts the gradient of the mean loss of `batch` in place of any gradient there was, as `plan` says.
 
     All ranks of the replica call it together, with the same batch and plan. It takes the place of
@@ -57,7 +57,7 @@ def accumulate(model: nn.Module, batch: Batch, plan: SequencePlan, ranks: Ranks)
             loss = loss_sum(model, share, ranks.group(share.ranks)) / max(1, batch.num_targets)  # (1)
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
-    _synchronize(ranks)
+    synchronize(ranks)
     computed_s = time.monotonic()
     sum_gradients(model, ranks)  # (2)
     ranks.sum(total)
@@ -71,6 +71,7 @@ def query_heads(model: nn.Module) -> int:
     return int(model.config.num_attention_heads)  # type: ignore[arg-type,union-attr]
 
 
-def _synchronize(ranks: Ranks) -> None:
+def synchronize(ranks: RankGroups) -> None:
+    """Waits until the device of this rank has done what it was told."""
     if ranks.device.type == "cuda":
         torch.cuda.synchronize(ranks.device)

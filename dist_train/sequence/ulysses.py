@@ -9,9 +9,9 @@ K key-value heads, each of the latter for g = H / K of the former. `spread` befo
     spread:    (n_j, H + 2 K, dim)  ->  (n, H_j + 2 K_j, dim)        one all-to-all of q, k and v           (4)
     collect:   (n, H_j, dim)        ->  (n_j, H, dim)                one all-to-all                         (5)
 
-Neither n nor H need be divisible by d: shares differ by one. Where K < d, a key-value head goes to several ranks, and its
-gradients from them are summed by (4) backwards. Nothing is padded; a rank that has no token (n < d) takes part with
-empty messages.
+Neither n nor H need be divisible by d: shares differ by one. Where K < d, a key-value head goes to several ranks, and
+its gradients from them are summed by (4) backwards. Nothing is padded; a rank that has no token (n < d) takes part
+with empty messages.
 
 Paper:   Jacobs et al., DeepSpeed Ulysses (2023), arXiv 2309.14509.
 Differs: shares of unequal size, key-value heads replicated only where they are needed, q, k and v in one exchange.
@@ -77,7 +77,9 @@ def head_shares(heads: int, kv_heads: int, degree: int) -> tuple[HeadShare, ...]
     return tuple(shares)
 
 
-def spread(query: Tensor, key: Tensor, value: Tensor, tokens: int, group: SequenceGroup) -> tuple[Tensor, ...]:
+def spread(
+    query: Tensor, key: Tensor, value: Tensor, tokens: int, group: SequenceGroup
+) -> tuple[Tensor, Tensor, Tensor]:
     """This rank's heads of all `tokens` of the group: query (1, H_j, n, dim), key and value (1, K_j or H_j, n, dim).
 
     Arguments: `query` (1, H, n_j, dim), `key` and `value` (1, K, n_j, dim), this rank's tokens of all heads. Each
@@ -93,10 +95,12 @@ def spread(query: Tensor, key: Tensor, value: Tensor, tokens: int, group: Sequen
     own, dim = shares[group.position], query.shape[-1]
     counts = [len(share_of(tokens, position, group.degree)) for position in range(group.degree)]
     received = _exchanged(torch.cat(messages), _sizes(messages), [n * own.columns * dim for n in counts], group)  # (4)
-    parts = received.view(1, tokens, own.columns, dim).split(
-        [len(own.query), len(own.key_value), len(own.key_value)], dim=2
+    mine = torch.split(
+        received.view(1, tokens, own.columns, dim),
+        [len(own.query), len(own.key_value), len(own.key_value)],
+        dim=2,
     )
-    q, k, v = (part.transpose(1, 2) for part in parts)
+    q, k, v = (part.transpose(1, 2) for part in mine)
     if not own.is_grouped:
         partner = torch.tensor(own.partner, device=q.device)
         k, v = k[:, partner], v[:, partner]
@@ -113,7 +117,7 @@ def collect(output: Tensor, heads: int, group: SequenceGroup) -> Tensor:
     receives = [own * column * dim for column in columns]
     received = _exchanged(output.flatten(), sends, receives, group)  # (5)
     blocks = [
-        block.view(own, column, dim) for block, column in zip(received.split(receives), columns, strict=True)
+        block.view(own, column, dim) for block, column in zip(torch.split(received, receives), columns, strict=True)
     ]
     return torch.cat(blocks, dim=1)[None]
 
@@ -144,12 +148,14 @@ class _Exchange(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, sent: Tensor, send_sizes: list[int], receive_sizes: list[int], group: SequenceGroup) -> Tensor:
+    def forward(
+        ctx: Any, sent: Tensor, send_sizes: list[int], receive_sizes: list[int], group: SequenceGroup
+    ) -> Tensor:
         ctx.backward_arguments = (receive_sizes, send_sizes, group)
         return _all_to_all(sent, send_sizes, receive_sizes, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return _all_to_all(gradient.contiguous(), *ctx.backward_arguments), None, None, None
 
 

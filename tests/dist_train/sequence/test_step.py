@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from functools import cache
@@ -18,7 +17,7 @@ from dist_train.data.batches import Batch
 from dist_train.inner import InnerOptimizer
 from dist_train.model import build_model, loss_sum
 from dist_train.sequence.gradients import shard
-from dist_train.sequence.groups import Ranks
+from dist_train.sequence.groups import RankGroups
 from dist_train.sequence.plan import Group, MicroBatch, SequencePlan
 from dist_train.sequence.step import accumulate
 from dist_train.sequence.ulysses import all_to_all_bytes
@@ -59,9 +58,7 @@ def random_plan(randomness: random.Random, sequences: int, chosen: Sequence[Shap
     for nth, sequence in enumerate(randomness.sample(range(sequences), sequences)):
         held[nth if nth < len(groups) else randomness.randrange(len(groups))].append(sequence)
     micro_batches = tuple(
-        MicroBatch(
-            tuple(Group(ranks, tuple(held[i])) for i, (mine, ranks) in enumerate(groups) if mine == number)
-        )
+        MicroBatch(tuple(Group(ranks, tuple(held[i])) for i, (mine, ranks) in enumerate(groups) if mine == number))
         for number in range(len(chosen))
     )
     return SequencePlan(micro_batches, 0.0, 0.0, 0.0, "random")
@@ -96,7 +93,7 @@ def predicted_bytes(config: ModelConfig, batch: Batch, plan: SequencePlan) -> in
     )
 
 
-def compare(ranks: Ranks, sharded: bool, cases: list[list[Shape]]) -> None:
+def compare(ranks: RankGroups, sharded: bool, cases: list[list[Shape]]) -> None:
     """One step for each case, its shapes as micro-batches."""
     for config in MODELS:
         reference, model = (build_model(config, seed=1).double() for _ in range(2))
@@ -125,5 +122,43 @@ def test_equality_in_every_shape(count: int, sharded: bool, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 def test_equality_of_eight_ranks_in_some_shapes(sharded: bool, tmp_path: Path) -> None:
-    chosen = random.Random(3).sample(busy_shapes(8), 24)
-    run_on_ranks(8, tmp_path, compare, sharded, [chosen[i : i + 4] for i in range(0, 24, 4)])
+    chosen = random.Random(3).sample(busy_shapes(8), 16)
+    run_on_ranks(8, tmp_path, compare, sharded, [chosen[i : i + 4] for i in range(0, 16, 4)])
+
+
+def test_equality_where_the_ranks_are_no_power_of_two(tmp_path: Path) -> None:
+    pairs, four = ((0, 1), (2, 3), (4, 5)), ((0, 1, 2, 3),)
+    chosen = [pairs, four, (*four, (4, 5)), ((0, 1), (3,), (4, 5)), ((2,), (5,))]
+    run_on_ranks(6, tmp_path, compare, False, [chosen])
+
+
+@pytest.mark.full_matrix
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_equality_of_eight_ranks_in_every_shape(sharded: bool, tmp_path: Path) -> None:
+    run_on_ranks(8, tmp_path, compare, sharded, [[shape] for shape in busy_shapes(8)])
+
+
+CURVE = InnerConfig(lr=1e-3, warmup_steps=0)
+
+
+def curve(ranks: RankGroups, sharded: bool, steps: int) -> None:
+    """Trains with another plan in every step, beside one process that knows no plans."""
+    single, together = (
+        InnerOptimizer(shard(model, ranks) if sharded and nth else model, CURVE, steps)
+        for nth, model in enumerate(build_model(MODELS[0], seed=1).double() for _ in range(2))
+    )
+    randomness = random.Random(5)
+    for _ in range(steps):
+        chosen = randomness.sample(busy_shapes(ranks.count), 2)
+        batch = random_batch(randomness, sum(map(len, chosen)) + 4)
+        plan = random_plan(randomness, len(batch.document_lengths), chosen)
+        loss = single.accumulate(batch)
+        found = accumulate(together.model, batch, plan, ranks)
+        assert abs(found.loss - loss) <= 1e-9
+        assert abs(together.step() - single.step()) <= 1e-9
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_the_loss_curve_under_changing_plans_is_that_of_one_process(sharded: bool, tmp_path: Path) -> None:
+    run_on_ranks(4, tmp_path, curve, sharded, 20)
