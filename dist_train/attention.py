@@ -58,20 +58,42 @@ def packed_attention(
     ValueError when it does not, or when the model wants what is not done here.
     """
     _check_wishes(document_lengths, sliding_window, {"a mask": attention_mask, **others})
-    if sequence_group is None:
-        _check_tokens(query, document_lengths, sum(document_lengths))
-        output = _by_document(query, key, value, document_lengths=document_lengths, scaling=scaling, dropout=dropout)
-        return output, None
-    if dropout:
-        raise ValueError("Attention dropout would depend on the sequence plan; set attention_dropout to 0 in the model")
+    if sequence_group is not None:
+        if dropout:
+            raise ValueError("Attention dropout would depend on the sequence plan; set attention_dropout to 0")
+        return _by_heads(query, key, value, sequence_group, document_lengths=document_lengths, scaling=scaling), None
+    if query.shape[0] != 1 or sum(document_lengths) != query.shape[2]:
+        raise ValueError(
+            f"document_lengths sums to {sum(document_lengths)} for {query.shape[0]} x {query.shape[2]} tokens; "
+            f"pack all documents in one row and give each one's length"
+        )
+    output = _by_document(query, key, value, document_lengths=document_lengths, scaling=scaling, dropout=dropout)
+    return output, None
+
+
+def _by_heads(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    group: SequenceGroup,
+    *,
+    document_lengths: Sequence[int],
+    scaling: float | None,
+) -> Tensor:
     tokens = sum(document_lengths)
-    own = len(ulysses.share_of(tokens, sequence_group.position, sequence_group.degree))
-    _check_tokens(query, document_lengths, max(own, 1))
-    q, k, v = ulysses.spread(query[:, :, :own], key[:, :, :own], value[:, :, :own], tokens, sequence_group)
+    own = len(ulysses.share_of(tokens, group.position, group.degree))
+    if query.shape[0] != 1 or query.shape[2] != max(own, 1):
+        raise ValueError(
+            f"document_lengths sums to {tokens}, rank {group.position} of {group.degree} holds {own} of them, "
+            f"and got {query.shape[0]} x {query.shape[2]}; give each rank its run of the packed tokens"
+        )
+    q, k, v = ulysses.spread(query[:, :, :own], key[:, :, :own], value[:, :, :own], tokens, group)
     output = _by_document(q, k, v, document_lengths=document_lengths, scaling=scaling)
-    collected = ulysses.collect(output, query.shape[1], sequence_group)
+    collected = ulysses.collect(output, query.shape[1], group)
+    if own:
+        return collected
     # A rank without a token runs the model on one that counts for nothing: it attends to nobody, and nobody to it.
-    return torch.cat([collected, query[:, :, own:].transpose(1, 2)], dim=1) if not own else collected, None
+    return torch.cat([collected, query.transpose(1, 2)], dim=1)
 
 
 def _by_document(
@@ -97,14 +119,6 @@ def _by_document(
         outputs.append(output.transpose(1, 2).flatten(0, 1))  # (count * length, heads, head_dim)
         start = stop
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None]
-
-
-def _check_tokens(query: Tensor, document_lengths: Sequence[int], expected: int) -> None:
-    if query.shape[0] != 1 or query.shape[2] != expected:
-        raise ValueError(
-            f"document_lengths sums to {sum(document_lengths)} for {query.shape[0]} x {query.shape[2]} tokens; "
-            f"pack all documents in one row and give each one's length"
-        )
 
 
 def _check_wishes(document_lengths: Sequence[int], sliding_window: int | None, others: dict[str, object]) -> None:

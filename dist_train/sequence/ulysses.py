@@ -31,7 +31,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transformers import PretrainedConfig
+
     from dist_train.sequence.groups import SequenceGroup
+    from dist_train.sequence.plan import SequencePlan
 
 
 def share_of(total: int, position: int, degree: int) -> range:
@@ -131,6 +134,29 @@ def all_to_all_bytes(
         others = tokens - len(share_of(tokens, position, degree))
         columns += others * (share.columns + len(share.query))  # what it gets by (4) and gives by (5)
     return 2 * layers * columns * head_dim * value_bytes
+
+
+def step_all_to_all_bytes(
+    plan: SequencePlan, lengths: Sequence[int], architecture: PretrainedConfig, *, value_bytes: int
+) -> int:
+    """Bytes that all ranks together send in all-to-alls in a step by `plan`; `architecture` is the model's `config`.
+
+    `value_bytes` are those of a number of q, k and v: 4 where parameters are fp32, 2 under bf16 autocast.
+    """
+    heads = architecture.num_attention_heads
+    return sum(
+        all_to_all_bytes(
+            sum(lengths[sequence] for sequence in group.sequences),
+            len(group.ranks),
+            heads=heads,
+            kv_heads=architecture.num_key_value_heads,
+            head_dim=getattr(architecture, "head_dim", None) or architecture.hidden_size // heads,
+            layers=architecture.num_hidden_layers,
+            value_bytes=value_bytes,
+        )
+        for micro_batch in plan.micro_batches
+        for group in micro_batch.groups
+    )
 
 
 def _sizes(messages: Sequence[Tensor]) -> list[int]:

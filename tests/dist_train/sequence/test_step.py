@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import Qwen2Config, Qwen3Config
 
 from dist_train.config import InnerConfig, ModelConfig
 from dist_train.data.batches import Batch
@@ -20,7 +21,7 @@ from dist_train.sequence.gradients import shard
 from dist_train.sequence.groups import RankGroups
 from dist_train.sequence.plan import Group, MicroBatch, SequencePlan
 from dist_train.sequence.step import accumulate
-from dist_train.sequence.ulysses import all_to_all_bytes
+from dist_train.sequence.ulysses import step_all_to_all_bytes
 from tests.ranks import run_on_ranks
 
 Shape = tuple[tuple[int, ...], ...]
@@ -77,25 +78,11 @@ def whole(gradient: Tensor | None) -> Tensor:
     return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
 
 
-def predicted_bytes(config: ModelConfig, batch: Batch, plan: SequencePlan) -> int:
-    return sum(
-        all_to_all_bytes(
-            sum(batch.document_lengths[i] for i in group.sequences),
-            len(group.ranks),
-            heads=config.heads,
-            kv_heads=config.kv_heads or config.heads,
-            head_dim=config.hidden_size // config.heads,
-            layers=config.layers,
-            value_bytes=8,
-        )
-        for micro_batch in plan.micro_batches
-        for group in micro_batch.groups
-    )
-
-
-def compare(ranks: RankGroups, sharded: bool, cases: list[list[Shape]]) -> None:
+def compare(
+    ranks: RankGroups, sharded: bool, cases: list[list[Shape]], configs: tuple[ModelConfig, ...] = MODELS
+) -> None:
     """One step for each case, its shapes as micro-batches."""
-    for config in MODELS:
+    for config in configs:
         reference, model = (build_model(config, seed=1).double() for _ in range(2))
         if sharded:
             shard(model, ranks)
@@ -111,7 +98,9 @@ def compare(ranks: RankGroups, sharded: bool, cases: list[list[Shape]]) -> None:
                 difference = (whole(parameter.grad) - expected).abs().max().item()
                 assert difference <= 1e-12, (plan, name, difference)
             sent = ranks.traffic.sent_bytes("sequence_all_to_all") - sent_before
-            assert sum(ranks.gather(sent)) == predicted_bytes(config, batch, plan)
+            assert sum(ranks.gather(sent)) == step_all_to_all_bytes(
+                plan, batch.document_lengths, model.config, value_bytes=8
+            )
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
@@ -130,6 +119,21 @@ def test_equality_where_the_ranks_are_no_power_of_two(tmp_path: Path) -> None:
     pairs, four = ((0, 1), (2, 3), (4, 5)), ((0, 1, 2, 3),)
     chosen = [pairs, four, (*four, (4, 5)), ((0, 1), (3,), (4, 5)), ((2,), (5,))]
     run_on_ranks(6, tmp_path, compare, False, [chosen])
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_equality_in_other_families(sharded: bool, tmp_path: Path) -> None:
+    """Heads with norms of their own, heads with biases, and one weight that embeds and predicts."""
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 2}
+    configs = []
+    for family in (Qwen2Config, Qwen3Config):
+        directory = tmp_path / family.model_type
+        family(
+            **sizes, intermediate_size=16, vocab_size=16, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None
+        ).save_pretrained(directory)
+        configs.append(ModelConfig(path=str(directory)))
+    chosen = [((0, 1, 2, 3),), ((0, 1), (2,)), ((1,), (2, 3))]
+    run_on_ranks(4, tmp_path, compare, sharded, [chosen], tuple(configs))
 
 
 @pytest.mark.full_matrix
