@@ -47,6 +47,10 @@ def busy_shapes(count: int) -> list[Shape]:
     return [shape for shape in shapes(0, count) if shape]
 
 
+def in_steps(chosen: Sequence[Shape], together: int) -> list[list[Shape]]:
+    return [list(chosen[first : first + together]) for first in range(0, len(chosen), together)]
+
+
 def random_batch(randomness: random.Random, sequences: int, vocab_size: int = 16) -> Batch:
     lengths = tuple(sorted(randomness.choices(LENGTHS, k=sequences), reverse=True))
     return Batch(torch.tensor(randomness.choices(range(vocab_size), k=sum(lengths))), lengths)
@@ -106,13 +110,13 @@ def compare(
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_equality_in_every_shape(count: int, sharded: bool, tmp_path: Path) -> None:
-    run_on_ranks(count, tmp_path, compare, sharded, [[shape] for shape in busy_shapes(count)])
+    together = 3 if sharded else 1
+    run_on_ranks(count, tmp_path, compare, sharded, in_steps(busy_shapes(count), together))
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 def test_equality_of_eight_ranks_in_some_shapes(sharded: bool, tmp_path: Path) -> None:
-    chosen = random.Random(3).sample(busy_shapes(8), 16)
-    run_on_ranks(8, tmp_path, compare, sharded, [chosen[i : i + 4] for i in range(0, 16, 4)])
+    run_on_ranks(8, tmp_path, compare, sharded, in_steps(random.Random(3).sample(busy_shapes(8), 10), 5))
 
 
 def test_equality_where_the_ranks_are_no_power_of_two(tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_equality_in_other_families(sharded: bool, tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 def test_equality_of_eight_ranks_in_every_shape(sharded: bool, tmp_path: Path) -> None:
-    run_on_ranks(8, tmp_path, compare, sharded, [[shape] for shape in busy_shapes(8)])
+    run_on_ranks(8, tmp_path, compare, sharded, in_steps(busy_shapes(8), 1))
 
 
 CURVE = InnerConfig(lr=1e-3, warmup_steps=0)
@@ -165,4 +169,4 @@ def curve(ranks: RankGroups, sharded: bool, steps: int) -> None:
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 def test_the_loss_curve_under_changing_plans_is_that_of_one_process(sharded: bool, tmp_path: Path) -> None:
-    run_on_ranks(4, tmp_path, curve, sharded, 20)
+    run_on_ranks(4, tmp_path, curve, sharded, 12)
