@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Measured:
     """One group's time for forward and backward."""
 
     lengths: tuple[int, ...]
@@ -53,7 +53,7 @@ def calibration_cases(ranks: int, heads: int, most_tokens_per_rank: int) -> list
 
 def measure(
     model: nn.Module, ranks: RankGroups, cases: Iterable[tuple[tuple[int, ...], int]], *, repeats: int = 3
-) -> list[Sample]:
+) -> list[Measured]:
     """A sample of each case for each group of its degree; the same list on all ranks.
 
     All ranks call it together. The model's gradients are gone afterwards, its parameters as they were. Each case runs
@@ -65,7 +65,7 @@ def measure(
             raise ValueError(f"Degree {degree} cannot be measured with {ranks.count} ranks, {query_heads(model)} heads")
         groups = [tuple(range(first, first + degree)) for first in range(0, ranks.count - degree + 1, degree)]
         rank_s = _rank_seconds(model, ranks, lengths, groups, repeats)
-        samples += [Sample(lengths, degree, max(rank_s[rank] for rank in group), group) for group in groups]
+        samples += [Measured(lengths, degree, max(rank_s[rank] for rank in group), group) for group in groups]
     model.zero_grad(set_to_none=True)
     return samples
 
