@@ -84,6 +84,8 @@ class PlanAhead:
         self._plan, self._fallback = plan, fallback
         self._patience_s = patience_s
         self._executor = executor
+        if executor is None and ranks.rank == 0:
+            self._submit((1,))  # so that a process is there, and the planner imported, when the first step asks
         self._announced: tuple[tuple[int, ...], Future[SequencePlan]] | None = None
 
     def announce(self, lengths: Sequence[int]) -> None:
