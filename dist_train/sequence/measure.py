@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from dist_train.data.batches import Batch
-from dist_train.model import autocast, loss_sum
+from dist_train.engine import autocast
+from dist_train.model import loss_sum
 from dist_train.sequence.gradients import sum_gradients
 from dist_train.sequence.plan import Group, MicroBatch
 from dist_train.sequence.share import share_of_rank
