@@ -7,6 +7,10 @@ travel through the model's keyword arguments:
 
 No mask is ever made: neighbours of equal length form a batch by a view, and each such run is one call of
 `scaled_dot_product_attention(is_causal=True)`. Batches put equal lengths side by side for that reason.
+
+Where several ranks share the documents, `sequence_group` says with whom: `tokens` are then this rank's share of the
+group's, `document_lengths` those of the whole group, and heads are traded for tokens around the same attention
+(`dist_train/sequence/ulysses.py`).
 """
 
 from __future__ import annotations
@@ -19,10 +23,14 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from dist_train.sequence import ulysses
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
+
+    from dist_train.sequence.groups import SequenceGroup
 
 PACKED = "dist_train_packed"
 # What some models ask of attention beyond softmax(q k^T) v: ignoring it would train another model than the config says.
@@ -37,6 +45,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     document_lengths: Sequence[int],
+    sequence_group: SequenceGroup | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -45,9 +54,57 @@ def packed_attention(
     """Attention output (1, n, heads, head_dim) and no weights, as transformers wants them.
 
     `query` (1, heads, n, head_dim); `key` and `value` (1, kv_heads, n, head_dim) with kv_heads a divisor of heads;
-    `document_lengths` sums to n. ValueError when it does not, or when the model wants what is not done here.
+    `document_lengths` sums to n, or to the tokens of the whole `sequence_group`, whose members call this together.
+    ValueError when it does not, or when the model wants what is not done here.
     """
-    _check(query, document_lengths, sliding_window, {"a mask": attention_mask, **others})
+    _check_wishes(document_lengths, sliding_window, {"a mask": attention_mask, **others})
+    if sequence_group is not None:
+        if dropout:
+            raise ValueError("Attention dropout would depend on the sequence plan; set attention_dropout to 0")
+        return _by_heads(query, key, value, sequence_group, document_lengths=document_lengths, scaling=scaling), None
+    if query.shape[0] != 1 or sum(document_lengths) != query.shape[2]:
+        raise ValueError(
+            f"document_lengths sums to {sum(document_lengths)} for {query.shape[0]} x {query.shape[2]} tokens; "
+            f"pack all documents in one row and give each one's length"
+        )
+    output = _by_document(query, key, value, document_lengths=document_lengths, scaling=scaling, dropout=dropout)
+    return output, None
+
+
+def _by_heads(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    group: SequenceGroup,
+    *,
+    document_lengths: Sequence[int],
+    scaling: float | None,
+) -> Tensor:
+    tokens = sum(document_lengths)
+    own = len(ulysses.share_of(tokens, group.position, group.degree))
+    if query.shape[0] != 1 or query.shape[2] != max(own, 1):
+        raise ValueError(
+            f"document_lengths sums to {tokens}, rank {group.position} of {group.degree} holds {own} of them, "
+            f"and got {query.shape[0]} x {query.shape[2]}; give each rank its run of the packed tokens"
+        )
+    q, k, v = ulysses.spread(query[:, :, :own], key[:, :, :own], value[:, :, :own], tokens, group)
+    output = _by_document(q, k, v, document_lengths=document_lengths, scaling=scaling)
+    collected = ulysses.collect(output, query.shape[1], group)
+    if own:
+        return collected
+    # A rank without a token runs the model on one that counts for nothing: it attends to nobody, and nobody to it.
+    return torch.cat([collected, query.transpose(1, 2)], dim=1)
+
+
+def _by_document(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    document_lengths: Sequence[int],
+    scaling: float | None,
+    dropout: float = 0.0,
+) -> Tensor:
     outputs, start = list[Tensor](), 0
     for length, equal in groupby(document_lengths):
         count = len(list(equal))
@@ -61,17 +118,10 @@ def packed_attention(
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))  # (count * length, heads, head_dim)
         start = stop
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None]
 
 
-def _check(
-    query: Tensor, document_lengths: Sequence[int], sliding_window: int | None, others: dict[str, object]
-) -> None:
-    if query.shape[0] != 1 or sum(document_lengths) != query.shape[2]:
-        raise ValueError(
-            f"document_lengths sums to {sum(document_lengths)} for {query.shape[0]} x {query.shape[2]} tokens; "
-            f"pack all documents in one row and give each one's length"
-        )
+def _check_wishes(document_lengths: Sequence[int], sliding_window: int | None, others: dict[str, object]) -> None:
     if sliding_window is not None and max(document_lengths) > sliding_window:
         raise ValueError(
             f"A document of {max(document_lengths)} tokens exceeds the model's sliding window of {sliding_window}, "

@@ -21,6 +21,8 @@ from dist_train.planning.architecture import default_intermediate_size
 
 if TYPE_CHECKING:
     from dist_train.data.batches import Batch
+    from dist_train.sequence.groups import SequenceGroup
+    from dist_train.sequence.share import Share
 
 # Longest piece that rotary positions must reach; Llama computes them as they come, so nothing is sized by it.
 MAX_POSITIONS = 1 << 20
@@ -106,13 +108,17 @@ def fragments(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     return {name: found[name] for name in sorted(found, key=_fragment_position)}
 
 
-def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum over the targets of `batch` of the next-token cross-entropy (nats), a scalar on the model's device."""
+def loss_sum(model: nn.Module, batch: Batch | Share, sequence_group: SequenceGroup | None = None) -> Tensor:
+    """Sum over the targets of `batch` of the next-token cross-entropy (nats), a scalar on the model's device.
+
+    A share of documents is computed by all ranks of its `sequence_group` together; each has the sum of its own targets.
+    """
     device = next(model.parameters()).device
-    return loss_of_logits(model(batch.tokens.to(device)[None], **packing(batch, device)).logits[0], batch)
+    told = packing(batch, device) | {"sequence_group": sequence_group}
+    return loss_of_logits(model(batch.tokens.to(device)[None], **told).logits[0], batch)
 
 
-def packing(batch: Batch, device: torch.device) -> dict[str, Any]:
+def packing(batch: Batch | Share, device: torch.device) -> dict[str, Any]:
     """What a model must be told of `batch` beside its tokens: how its documents lie."""
     return {
         "position_ids": batch.position_ids.to(device)[None],
@@ -121,7 +127,7 @@ def packing(batch: Batch, device: torch.device) -> dict[str, Any]:
     }
 
 
-def loss_of_logits(logits: Tensor, batch: Batch) -> Tensor:
+def loss_of_logits(logits: Tensor, batch: Batch | Share) -> Tensor:
     """The loss sum of `batch`, given its (n, vocabulary) logits."""
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return cross_entropy(precise, batch.targets.to(logits.device), ignore_index=NO_TARGET, reduction="sum")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from dist_train.attention import PACKED, packed_attention
+from dist_train.sequence.groups import SequenceGroup
+from dist_train.sequence.traffic import RankTraffic
 
 HEAD_DIM = 6
 MODULE = nn.Identity()
@@ -90,3 +94,15 @@ def test_what_would_be_ignored_is_refused() -> None:
 def test_a_mask_is_refused() -> None:
     with pytest.raises(ValueError, match="attention with a mask"):
         packed_attention(MODULE, *random_qkv(8, 2, 2), torch.zeros(1, 1, 8, 8), document_lengths=[8])
+
+
+def test_dropout_would_depend_on_the_plan() -> None:
+    pair = SequenceGroup((0, 1), 0, cast("ProcessGroup", None), RankTraffic())
+    with pytest.raises(ValueError, match="dropout would depend on the sequence plan; set attention_dropout to 0"):
+        packed_attention(MODULE, *random_qkv(4, 2, 2), None, document_lengths=[8], sequence_group=pair, dropout=0.1)
+
+
+def test_a_share_of_another_size_is_refused() -> None:
+    pair = SequenceGroup((0, 1), 0, cast("ProcessGroup", None), RankTraffic())
+    with pytest.raises(ValueError, match="sums to 8, rank 0 of 2 holds 4 of them, and got 1 x 8"):
+        packed_attention(MODULE, *random_qkv(8, 2, 2), None, document_lengths=[8], sequence_group=pair)

@@ -1,0 +1,124 @@
+"""The sum of the gradients over the ranks of a replica, for whole models and for sharded ones.
+
+Every rank has the gradient of its own targets' losses, already divided by the targets of the whole step, so that the
+gradient of the step is their sum, never their mean:
+
+    whole (each rank holds all parameters):   after the last micro-batch, all-reduce in buckets        `sum_gradients`
+    sharded (FSDP2):                          in each backward, reduce-scatter, module after module    `shard`
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from dist_train.sequence.groups import RankGroups
+    from dist_train.sequence.traffic import RankTraffic
+
+# Large enough that the ring is busy, small enough that a copy of it does not count beside the model.
+BUCKET_BYTES = 32 << 20
+
+
+def shard(model: nn.Module, ranks: RankGroups) -> nn.Module:
+    """Shards the parameters of `model`, in place, over all of `ranks` with FSDP2: each decoder layer, then the rest.
+
+    Its gradients are summed, not averaged, and come sharded. Then every rank must run forward and backward equally
+    often, as a plan makes them do.
+    """
+    mesh = DeviceMesh.from_group(ranks.everybody, ranks.device.type)
+    layers = [module for name, module in model.named_modules() if name.rpartition(".")[0] == "model.layers"]
+    for module in (*layers, model):
+        sharded = fully_shard(module, mesh=mesh)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(enable=True)  # gloo can do no other
+        sharded.set_custom_all_gather(_AllGather(ranks.traffic))
+        sharded.set_custom_reduce_scatter(_ReduceScatter(ranks.traffic))
+    return model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` was here."""
+    return isinstance(model, FSDPModule)
+
+
+@torch.no_grad()
+def sum_gradients(model: nn.Module, ranks: RankGroups) -> None:
+    """Replaces each gradient by its sum over all ranks, unless the model is sharded: then it is that sum already.
+
+    A rank without a gradient counts as zeros, and has the sum afterwards. All ranks get the same bits.
+    """
+    if is_sharded(model) or ranks.count == 1:
+        return
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for bucket in _buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        started_s = time.monotonic()
+        ranks.sum(flat)
+        seconds = 0.0 if flat.is_cuda else time.monotonic() - started_s
+        ranks.traffic.record_ring("intra_replica", flat.nbytes, ranks.count, halves=2, seconds=seconds)
+        for gradient, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one dtype, of BUCKET_BYTES together or a single one that is larger."""
+    bucket, held_bytes = list[Tensor](), 0
+    for gradient in gradients:
+        if bucket and (held_bytes + gradient.nbytes > BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, held_bytes = [], 0
+        bucket.append(gradient)
+        held_bytes += gradient.nbytes
+    if bucket:
+        yield bucket
+
+
+class _Metered:
+    """What FSDP2 asks of a collective, but the collective."""
+
+    def __init__(self, traffic: RankTraffic) -> None:
+        self._traffic = traffic
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def _count(self, whole: Tensor, group: dist.ProcessGroup) -> None:
+        self._traffic.record_ring("intra_replica", whole.nbytes, group.size(), halves=1, seconds=0.0)
+
+
+class _AllGather(_Metered):
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, *, async_op: bool = False
+    ) -> dist.Work | None:
+        self._count(output_tensor, group)
+        work: dist.Work | None = dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
+        return work
+
+
+class _ReduceScatter(_Metered):
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: dist.ReduceOp,
+        *,
+        async_op: bool = False,
+    ) -> dist.Work | None:
+        self._count(input_tensor, group)
+        work: dist.Work | None = dist.reduce_scatter_single(
+            output_tensor, input_tensor, op=op, group=group, async_op=async_op
+        )
+        return work
