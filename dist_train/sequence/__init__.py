@@ -1,0 +1,1 @@
+"""Which sequences are scattered over which ranks of a replica, for every step. Knows no torch."""
