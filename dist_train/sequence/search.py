@@ -1,0 +1,173 @@
+"""Which time limits to give the greedy: a search over vectors (C_1 >= ... >= C_M), a number for each micro-batch.
+
+Cutting a step into micro-batches and choosing their limits is one question here: a sequence goes wherever the greedy puts
+it, so micro-batches mix lengths as far as that pays. Starts are the lower bound's layers and equal limits for M_min,
+M_min + 1, ...; each is raised until the greedy succeeds, then lowered: from each place on together, then each alone, then
+by small random trades (one or two up, others down, the sum less). The work is counted in calls of the greedy, not in
+seconds, and the random numbers have a seed, so that the same lengths give the same plan.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dist_train.sequence.packing import Packer, Packing, without_empty
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from dist_train.sequence.problem import Problem
+
+JOIN_DEGREES = (8, 2**30)
+"""Tried one after another: groups of above 8 ranks usually span machines."""
+TRADE = 0.08
+"""The most that a trade changes a limit by, as a part of it."""
+STEPS = 8
+MORE_MICRO_BATCHES = 4
+
+
+class Search:
+    """The best packing found so far, and what may still be spent on a better one."""
+
+    def __init__(self, problem: Problem, calls: int) -> None:
+        self.problem = problem
+        self.best: Packing | None = None
+        self._packer = Packer(problem)
+        self._calls = calls
+        self._fixed_s = float(problem.fixed_s.min())
+        self._join_degrees = [degree for degree in JOIN_DEGREES if degree < problem.degree.max()] or [2**30]
+        if self._join_degrees[-1] != JOIN_DEGREES[-1]:
+            self._join_degrees.append(JOIN_DEGREES[-1])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all calls are spent."""
+        return self._packer.calls >= self._calls
+
+    def even(self) -> None:
+        """Starts from equal limits, for M_min micro-batches and more until one more is no better."""
+        last = math.inf
+        fewest = self.problem.fewest_micro_batches
+        for count in range(fewest, fewest + MORE_MICRO_BATCHES + len(self.problem.lengths)):
+            found = self._scaled(np.ones(count), 1e-3, self._highest_s(), steps=10)
+            if found is not None:
+                if found.step_s >= last:
+                    return
+                last = found.step_s
+            if found is not None and count - fewest >= MORE_MICRO_BATCHES:
+                return
+
+    def from_limits(self, limits_s: NDArray[np.float64], *, descend: bool = True) -> None:
+        """Starts from these limits, raised as far as they must be."""
+        found = self._scaled(limits_s, 1.0, 1.6, STEPS)
+        if found is None:
+            found = self._scaled(limits_s, 1.6, 1e3, STEPS)
+        if found is not None and descend:
+            self.descend(found)
+
+    def descend(self, start: Packing) -> None:
+        """Lowers limits from each micro-batch on together, then each alone, until a sweep gains nothing."""
+        now = _falling(start)
+        while not self.is_over:
+            before = now.sum()
+            for i in range(len(now)):
+                for chosen in (slice(i, None), slice(i, i + 1)):
+                    now = self._lowered(now, chosen)
+            if now.sum() > before * (1 - 1e-3):
+                return
+
+    def trade(self, seed: int = 0) -> None:
+        """Trades between limits around the best packing until the calls are spent."""
+        random = np.random.default_rng(seed)
+        if self.best is None:
+            return
+        now = _falling(self.best)
+        idle = 0
+        while not self.is_over and idle < 100_000:
+            wanted = self._traded(now, random)
+            idle += 1
+            if wanted.sum() < now.sum() * (1 - 1e-6):
+                found = self._tried(wanted)
+                if found is not None and found.step_s < now.sum():
+                    now = _falling(found)
+
+    def _traded(self, now: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float64]:
+        extra = now - self._fixed_s
+        raised = random.choice(len(now), size=min(len(now), int(random.integers(0, 3))), replace=False)
+        change = np.where(random.random(len(now)) < 0.6, -random.random(len(now)), 0.0)
+        change[raised] = random.random(len(raised))
+        return np.sort(self._fixed_s + extra * (1 + TRADE * change * random.random()))[::-1]
+
+    def _lowered(self, now: NDArray[np.float64], chosen: slice) -> NDArray[np.float64]:
+        """Limits after a bisection on a factor for the chosen ones."""
+        low, high, base = 0.7, 1.0, now
+        for _ in range(6):
+            if self.is_over:
+                break
+            factor = (low + high) / 2
+            wanted = base.copy()
+            wanted[chosen] = self._fixed_s + (base[chosen] - self._fixed_s) * factor
+            found = self._tried(wanted)
+            low, high = (low, factor) if found is not None else (factor, high)
+            if found is not None and found.step_s < now.sum() and len(found.micro_batch_s) == len(base):
+                now = _falling(found)
+        return now
+
+    def _scaled(self, shape: NDArray[np.float64], low: float, high: float, steps: int) -> Packing | None:
+        """The best packing of a bisection on one factor for all limits above the fixed seconds."""
+        extra = np.maximum(shape - self._fixed_s, 0) if low >= 1 else shape
+        best = self._tried(self._fixed_s + extra * high)
+        if best is None:
+            return None
+        for _ in range(steps):
+            if self.is_over:
+                break
+            factor = math.sqrt(low * high)
+            found = self._tried(self._fixed_s + extra * factor)
+            low, high = (low, factor) if found is not None else (factor, high)
+            best = found if found is not None and found.step_s < best.step_s else best
+        return best
+
+    def _tried(self, limits_s: NDArray[np.float64]) -> Packing | None:
+        """The first packing that some join degree gives within the limits; remembered when it is the best."""
+        falling: NDArray[np.float64] = np.ascontiguousarray(np.sort(limits_s)[::-1])
+        for join_degree in self._join_degrees:
+            packing = self._packer.pack(falling, join_degree)
+            if packing is not None:
+                packing = without_empty(packing)
+                if self.best is None or packing.step_s < self.best.step_s * (1 - 1e-12):
+                    self.best = packing
+                return packing
+        return None
+
+    def _highest_s(self) -> float:
+        """Seconds that are enough for all sequences in one group of the widest kind, or of any kind."""
+        return float(self.problem.seconds.max(axis=1).sum())
+
+
+def limits_of(layers: Iterable[tuple[float, float]]) -> NDArray[np.float64]:
+    """(M,) falling: layers (seconds, a fraction of micro-batches) poured into whole micro-batches from the tallest on."""
+    limits: list[float] = []
+    room, poured = 1.0, 0.0
+    for seconds, count in layers:
+        left = count
+        while left > 1e-6:
+            part = min(left, room)
+            poured, left, room = poured + part * seconds, left - part, room - part
+            if room < 1e-6:
+                limits.append(poured)
+                room, poured = 1.0, 0.0
+    if room < 0.5:
+        limits.append(poured / (1 - room))
+    return np.array(limits)
+
+
+def _falling(packing: Packing) -> NDArray[np.float64]:
+    return np.ascontiguousarray(np.sort(packing.micro_batch_s)[::-1])
+
+
