@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dist_train.sequence.buckets import Buckets, bucket
+from dist_train.sequence.buckets import SINGLES, Buckets, bucket
 from dist_train.sequence.linear_program import INFINITY, LinearProgram, Solved
 
 if TYPE_CHECKING:
@@ -50,7 +50,10 @@ if TYPE_CHECKING:
     from dist_train.sequence.problem import Problem
 
 INTERVALS = 10
+FINE_INTERVALS = 20
 MANY_KINDS = 16
+SNAP = 1.2
+"""An edge moves up to a sequence's own time when that is less than this factor away."""
 SAFETY = 1 - 1e-6
 """The solver's tolerances, taken off the bound."""
 
@@ -80,10 +83,11 @@ def lower_bound(problem: Problem, horizon_s: float, rounds: int = 2) -> Bound:
     return best
 
 
-def certify(problem: Problem, horizon_s: float, known: Bound, limit_s: float, whole: int = 8) -> Bound:
-    """A bound at least as tight as `known`, by the mixed-integer program, in at most `limit_s` seconds."""
+def certify(problem: Problem, horizon_s: float, known: Bound, limit_s: float, whole: int = 6) -> Bound:
+    """A bound at least as tight as `known`: whole micro-batches in each interval, and the `whole` longest sequences
+    each in one place. Stops within `limit_s` seconds with what is proven then, so it is not deterministic."""
     relaxed = _with_few_kinds(problem)
-    edges = _first_edges(relaxed, horizon_s, 2 * INTERVALS)
+    edges = _first_edges(relaxed, horizon_s, FINE_INTERVALS)
     program = _Program(relaxed, bucket(relaxed.lengths), edges, whole=whole)
     solved = program.solve(limit_s)
     return replace(program.read(solved), step_s=max(known.step_s, SAFETY * solved.bound))
@@ -112,10 +116,16 @@ def _first_edges(problem: Problem, horizon_s: float, count: int = INTERVALS) -> 
     fits = problem.lengths[:, None] <= problem.capacity[None, :]
     alone = np.where(fits, problem.fixed_s[None, :] + problem.seconds, np.inf)
     # A micro-batch of short sequences that fills the memory takes about this long.
-    full = low + float((alone - problem.fixed_s[None, :]).min(axis=1).sum()) / problem.fewest_micro_batches / len(problem.ranks)
+    full = low + float((alone - problem.fixed_s[None, :]).min(axis=1).sum()) / problem.fewest_micro_batches / len(
+        problem.ranks
+    )
     high = min(horizon_s, max(2 * full, 1.1 * float(alone[0].min()), 1.1 * float(alone[0][fits[0]][0])))
     middle = np.geomspace(max(low, 0.75 * full), high, count - 1) if high > max(low, 0.75 * full) else np.zeros(0)
-    return np.unique(np.concatenate([[low], middle, [max(horizon_s, low * (1 + 1e-9))]]))
+    # The longest sequences' own times are where the program's choices change: edges stand there.
+    own = np.sort(alone[bucket(problem.lengths).first[:SINGLES]][fits[bucket(problem.lengths).first[:SINGLES]]])
+    at = np.minimum(np.searchsorted(own, middle), len(own) - 1)
+    middle = np.where((own[at] >= middle) & (own[at] < middle * SNAP), own[at], middle)
+    return _apart(np.unique(np.concatenate([[low], middle[middle < high], [max(horizon_s, low * (1 + 1e-9))]])))
 
 
 class _Program:
@@ -160,7 +170,12 @@ class _Program:
         add, problem, intervals = self.program.column, self.problem, range(len(self.edges) - 1)
         self.t = [add(cost=1.0) for _ in intervals]
         self.z = [add(integer=whole > 0) for _ in intervals]
-        self.n = {(c, j): add() for j in intervals for c in range(len(problem.degree)) if problem.fixed_s[c] <= self.edges[j + 1]}
+        self.n = {
+            (c, j): add()
+            for j in intervals
+            for c in range(len(problem.degree))
+            if problem.fixed_s[c] <= self.edges[j + 1]
+        }
         self.y = {key: add() for key in self.n}
         self.x: dict[tuple[int, int, int], int] = {}
         for q, c in zip(*np.nonzero(self._fits), strict=True):
@@ -206,7 +221,9 @@ class _Program:
         held = [(q, self.x[q, c, j]) for q in range(len(buckets.count)) if (q, c, j) in self.x]
         self._between(y, n, low, high)
         tokens = buckets.tokens
-        row([*((x, float(self._token_s[q, c] * tokens[q])) for q, x in held), (n, fixed_s), (y, -1.0)], upper=0.0)  # (4)
+        row(
+            [*((x, float(self._token_s[q, c] * tokens[q])) for q, x in held), (n, fixed_s), (y, -1.0)], upper=0.0
+        )  # (4)
         capacity = float(problem.capacity[c])
         row([*((x, float(tokens[q]) / capacity) for q, x in held), (n, -1.0)], upper=0.0)  # (5)
         large = [(q, x) for q, x in held if 2 * buckets.shortest[q] > capacity]

@@ -8,7 +8,6 @@ plan. Any of them may be called from a thread while the ranks compute; the loops
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from dataclasses import replace
@@ -36,8 +35,6 @@ CALLS = 3000
 """Calls of the greedy on a step of 512 sequences and 64 ranks; larger steps get fewer, in proportion to their cost."""
 FEWEST_CALLS = 60
 CALL_COST = 512 * 64 * 6
-EXACT_GAP = 1e-4
-"""A search that came this close to the bound has nothing left to find."""
 
 
 def plan_step(lengths: Lengths, ranks: Ranks, cost: CostModel, planner: str = "adaptive") -> SequencePlan:
@@ -62,19 +59,16 @@ def plan_step(lengths: Lengths, ranks: Ranks, cost: CostModel, planner: str = "a
 def _adaptive(problem: Problem) -> SequencePlan:
     search = Search(problem, _calls(problem))
     search.even()
-    for degree in sorted({int(degree) for degree in problem.degree}):
-        _seed_homogeneous(search, problem, degree)
     best = _found(search)
     bound = lower_bound(problem, best)
+    search.target_s = bound.step_s
     limits = limits_of(bound.layers)
     if len(limits):
         search.from_limits(limits)
+        for packing in search.towers(limits):
+            search.descend(packing)
     search.trade()
     return _plan(problem, search, bound)
-
-
-def _seed_homogeneous(search: Search, problem: Problem, degree: int) -> None:
-    """Lets the search know equal groups of one degree, where they can hold everything: its answer is no worse."""
 
 
 def _best_homogeneous(lengths: Lengths, ranks: Ranks, cost: CostModel) -> SequencePlan:
@@ -116,6 +110,3 @@ def _plan(problem: Problem, search: Search, bound: Bound) -> SequencePlan:
     best = search.best
     assert best is not None  # noqa: S101 - _found has seen it
     return SequencePlan(placed(problem, best), seconds, min(bound.step_s, seconds), math.nan, "")
-
-
-_ = itertools

@@ -52,7 +52,9 @@ class Problem:
         return max(1, -(-int(self.lengths.sum()) // total))
 
 
-def problem_of(lengths: Sequence[int] | NDArray[np.int64], ranks: Ranks, cost: CostModel, degrees: Sequence[int] = ()) -> Problem:
+def problem_of(
+    lengths: Sequence[int] | NDArray[np.int64], ranks: Ranks, cost: CostModel, degrees: Sequence[int] = ()
+) -> Problem:
     """The problem of a step; only groups of `degrees`, if any are given. PlanningError when a sequence cannot fit."""
     given = np.asarray(lengths, dtype=np.int64)
     if given.ndim != 1 or not len(given):
@@ -99,7 +101,9 @@ def _kinds(ranks: Ranks, degrees: Sequence[int]) -> list[list[Slot]]:
             stands_on = tuple(sorted((ranks.speed[rank], ranks.capacity_tokens[rank]) for rank in slot.ranks))
             grouped.setdefault((slot.degree, slot.speed, slot.capacity_tokens, stands_on), []).append(slot)
     if not grouped:
-        raise PlanningError(f"no group of degree {' or '.join(map(str, degrees))} fits on {len(ranks)} ranks, or max_degree forbids it")
+        raise PlanningError(
+            f"no group of degree {' or '.join(map(str, degrees))} fits on {len(ranks)} ranks, or max_degree forbids it"
+        )
     return [grouped[key] for key in sorted(grouped)]
 
 

@@ -72,9 +72,7 @@ class Ranks:
     def slots(self) -> tuple[Slot, ...]:
         """All slots: by degree, then by place."""
         return tuple(
-            self._slot(first, degree)
-            for degree in self.degrees
-            for first in range(0, len(self) - degree + 1, degree)
+            self._slot(first, degree) for degree in self.degrees for first in range(0, len(self) - degree + 1, degree)
         )
 
     @functools.cached_property

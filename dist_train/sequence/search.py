@@ -28,7 +28,11 @@ JOIN_DEGREES = (8, 2**30)
 TRADE = 0.08
 """The most that a trade changes a limit by, as a part of it."""
 STEPS = 8
+TALL = 6
+"""Sequences whose own times are tried as limits."""
 MORE_MICRO_BATCHES = 4
+EXACT = 1e-4
+"""A packing this close to a lower bound is as good as perfect."""
 
 
 class Search:
@@ -37,6 +41,7 @@ class Search:
     def __init__(self, problem: Problem, calls: int) -> None:
         self.problem = problem
         self.best: Packing | None = None
+        self.target_s = 0.0
         self._packer = Packer(problem)
         self._calls = calls
         self._fixed_s = float(problem.fixed_s.min())
@@ -46,8 +51,9 @@ class Search:
 
     @property
     def is_over(self) -> bool:
-        """Whether all calls are spent."""
-        return self._packer.calls >= self._calls
+        """Whether all calls are spent, or nothing is left to gain."""
+        is_perfect = self.best is not None and self.best.step_s <= self.target_s * (1 + EXACT)
+        return is_perfect or self._packer.calls >= self._calls
 
     def even(self) -> None:
         """Starts from equal limits, for M_min micro-batches and more until one more is no better."""
@@ -69,6 +75,52 @@ class Search:
             found = self._scaled(limits_s, 1.6, 1e3, STEPS)
         if found is not None and descend:
             self.descend(found)
+
+    def towers(self, limits_s: NDArray[np.float64], width: int = 3, levels: int = 2) -> list[Packing]:
+        """The best `width` packings whose tallest micro-batches are as tall as one of the longest sequences needs them.
+
+        A beam search: level i tries every such height for micro-batch i, and scales the limits of those after it.
+        """
+        beam: list[tuple[NDArray[np.float64], Packing | None]] = [(limits_s, None)]
+        for level in range(min(levels, len(limits_s))):
+            tried = list(beam) if level else []
+            for limits, _ in beam:
+                for height in self._heights(limits, level):
+                    wanted = limits.copy()
+                    wanted[level] = height
+                    found = self._scaled_after(wanted, level + 1)
+                    if found is not None:
+                        tried.append((_resized(_falling(found), len(limits)), found))
+            beam = _distinct(tried, width) or beam
+        return [packing for _, packing in beam if packing is not None]
+
+    def _heights(self, limits_s: NDArray[np.float64], level: int) -> list[float]:
+        """Seconds of the longest sequences alone, by each kind of slot, near the limit of micro-batch `level`."""
+        problem = self.problem
+        longest = slice(0, TALL)
+        alone = problem.fixed_s[None, :] + problem.seconds[longest]
+        fits = problem.lengths[longest, None] <= problem.capacity[None, :]
+        low, high = 0.7 * limits_s[level], 1.6 * limits_s[level]
+        if level:
+            high = min(high, float(limits_s[level - 1]))
+        return sorted({float(seconds) for seconds in alone[fits] if low <= seconds <= high})
+
+    def _scaled_after(self, limits_s: NDArray[np.float64], begin: int) -> Packing | None:
+        """The best packing of a bisection on a factor for the limits from `begin` on."""
+        low, high, best = 0.8, 1.4, None
+        factor = high
+        for _ in range(6):
+            if self.is_over:
+                break
+            wanted = limits_s.copy()
+            wanted[begin:] = self._fixed_s + (limits_s[begin:] - self._fixed_s) * factor
+            found = self._tried(wanted)
+            if found is None and factor == high and best is None:
+                return None
+            low, high = (low, factor) if found is not None else (factor, high)
+            best = found if found is not None and (best is None or found.step_s < best.step_s) else best
+            factor = (low + high) / 2
+        return best
 
     def descend(self, start: Packing) -> None:
         """Lowers limits from each micro-batch on together, then each alone, until a sweep gains nothing."""
@@ -171,3 +223,17 @@ def _falling(packing: Packing) -> NDArray[np.float64]:
     return np.ascontiguousarray(np.sort(packing.micro_batch_s)[::-1])
 
 
+def _resized(limits_s: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """`count` limits: missing ones are as high as the lowest."""
+    return np.concatenate([limits_s, np.full(max(0, count - len(limits_s)), limits_s[-1])])[:count]
+
+
+def _distinct(
+    tried: list[tuple[NDArray[np.float64], Packing | None]], width: int
+) -> list[tuple[NDArray[np.float64], Packing | None]]:
+    """The `width` fastest of different heights."""
+    kept: list[tuple[NDArray[np.float64], Packing | None]] = []
+    for limits, packing in sorted(tried, key=lambda entry: math.inf if entry[1] is None else entry[1].step_s):
+        if all(abs(limits[0] - other[0]) + abs(limits[-1] - other[-1]) > 1e-3 * limits[0] for other, _ in kept):
+            kept.append((limits, packing))
+    return kept[:width]
