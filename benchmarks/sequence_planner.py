@@ -130,14 +130,15 @@ def _row(name: str, draw: Draw, context: int, batch: int, options: argparse.Name
         solve_s=solve_s,
         solve_wall_s=plan.solve_s,
         certify_s=certify_s,
-        milp_solve_s=time.process_time() - cpu if milp_s is not None else None,
+        milp_solve_s=time.process_time() - cpu if batch < options.milp_batches else None,
     )
 
 
-def _milp(plan: SequencePlan, lengths: NDArray[np.int64], ranks: Ranks, limit_s: float) -> float:
-    """Seconds of the step when HiGHS groups each of the plan's micro-batches anew."""
+def _milp(plan: SequencePlan, lengths: NDArray[np.int64], ranks: Ranks, limit_s: float) -> float | None:
+    """Seconds of the step when HiGHS groups each of the plan's micro-batches anew; None when it found no grouping."""
     held = [[k for group in one.groups for k in group.sequences] for one in plan.micro_batches]
-    return sum(micro_batch_s(lengths[sequences], ranks, REFERENCE_7B, limit_s) for sequences in held)
+    total = sum(micro_batch_s(lengths[sequences], ranks, REFERENCE_7B, limit_s) for sequences in held)
+    return total if math.isfinite(total) else None
 
 
 def _by_distribution(rows: list[Row]) -> list[dict[str, object]]:
@@ -178,7 +179,8 @@ def _summary(rows: list[Row]) -> dict[str, object]:
         "slower_than_static": sum(row.makespan_s > min(row.static_s.values()) for row in rows),
         "slower_than_homogeneous": sum(row.makespan_s > row.best_homogeneous_s * (1 + 1e-9) for row in rows),
         "milp_over_adaptive": statistics.mean(milp / ours for ours, milp in solved) if solved else None,
-        "milp_steps": len(solved),
+        "milp_steps_solved": len(solved),
+        "milp_steps_without_a_plan": sum(row.milp_s is None and row.milp_solve_s is not None for row in rows),
     }
 
 

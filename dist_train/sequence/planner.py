@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
     Lengths = Sequence[int] | NDArray[np.int64]
 
-CALLS = 3000
+CALLS = 6000
 """Calls of the greedy on a step of 512 sequences and 64 ranks; larger steps get fewer, in proportion to their cost."""
-FEWEST_CALLS = 60
+FEWEST_CALLS = 400
+CALLS_A_SEQUENCE = 20
+"""Steps of few sequences have few plans."""
 CALL_COST = 512 * 64 * 6
 
 
@@ -95,7 +97,8 @@ def _searched(problem: Problem) -> SequencePlan:
 
 def _calls(problem: Problem) -> int:
     size = len(problem.lengths) * len(problem.ranks) * problem.fewest_micro_batches
-    return max(FEWEST_CALLS, min(CALLS, CALLS * CALL_COST // size))
+    affordable = max(FEWEST_CALLS, min(CALLS, CALLS * CALL_COST // size))
+    return min(affordable, 100 + CALLS_A_SEQUENCE * len(problem.lengths))
 
 
 def _found(search: Search) -> float:
