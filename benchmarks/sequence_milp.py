@@ -1,6 +1,8 @@
-"""FlexSP's mixed-integer program for one micro-batch, solved by HiGHS for a given time: what the planner is compared with.
+"""FlexSP's mixed-integer program for one micro-batch, solved by HiGHS for a given time: what the planner is
+compared with.
 
-    minimise C  over whole A_qp (sequences of bucket q in group p) and m_p (group p is used), for groups p of degree d_p:
+    minimise C  over whole A_qp (sequences of bucket q in group p) and m_p (group p is used), for groups p of
+    degree d_p:
     sum_q t_qp A_qp + f_p m_p <= C ;  sum_q s_q A_qp <= E d_p m_p ;  sum_p d_p m_p <= N ;  sum_p A_qp = count of q
 
 Buckets: Q = 16 by dynamic programming, each sequence rounded up to its bucket's longest, as published. Degree 1 is
@@ -74,7 +76,7 @@ def bucket_edges(falling: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
     return np.array(sorted(set(edges)))
 
 
-def _makespan(
+def _makespan(  # noqa: PLR0917 - as many as there are options
     values: NDArray[np.float64],
     placed: dict[tuple[int, int], int],
     falling: NDArray[np.int64],

@@ -3,7 +3,8 @@
     python -m benchmarks.sequence_planner --wikipedia-lengths wikipedia_lengths.txt.zst --json
 
 For {Wikipedia, CommonCrawl-like, GitHub-like} x {192K, 384K} on 64 ranks, 512 sequences a step: the plan, its certified
-bound, the best static degree (one for all steps, wide enough for the context), the best homogeneous degree of each step,
+bound, the best static degree (one for all steps, wide enough for the context), the best homogeneous degree of each
+step,
 and HiGHS for ten seconds on each of the adaptive plan's own micro-batches (FlexSP's formulation). Then 1024 ranks.
 
 Seconds of planning are CPU seconds of this process, which is one thread: what one core needs, whatever else runs here.

@@ -180,7 +180,7 @@ def stop(
 
 
 @app.command("plan-sequences")
-def plan_sequences(
+def plan_sequences(  # noqa: PLR0917 - as many as there are options
     lengths: Annotated[
         Path, typer.Argument(metavar="LENGTHS", help="One sequence's length in tokens a line; - for stdin.")
     ],

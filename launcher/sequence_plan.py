@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 
-def plan(
+def plan(  # noqa: PLR0917 - as many as there are options
     lengths_file: Path, calibration: Path | None, count: int, capacity: Sequence[int], speed: Sequence[float], mode: str
 ) -> tuple[SequencePlan, list[int], Ranks, CostModel]:
     """The plan of the lengths in a file ("-": stdin), with what it was made for. ConfigError when there can be none."""
@@ -41,7 +41,8 @@ def plan(
 
 
 def as_json(made: SequencePlan, lengths: Sequence[int], ranks: Ranks, cost: CostModel) -> str:
-    """The plan as JSON: facts first, then micro-batches of groups, each with its ranks, sequences, tokens and seconds."""
+    """The plan as JSON: facts first, then micro-batches of groups, each with its ranks, sequences, tokens and
+    seconds."""
     bound = made.lower_bound_s
     facts: dict[str, Any] = {
         "planner": made.planner,

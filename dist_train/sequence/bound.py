@@ -26,9 +26,12 @@ For every plan these numbers satisfy
 
 with t_qc the seconds a token of the bucket's shortest sequence takes (a longer one takes more), f_c a group's fixed
 seconds, E_c its capacity, and counts underestimated as tokens over the bucket's longest sequence. So the minimum of (1)
-bounds every plan. Tokens are not rounded to buckets: only a little of the squared term is lost. (2) and (6) lose where a
-wide interval lets groups of one micro-batch have different C: the intervals that the solution uses are cut again, and the
-program is solved again. `certify` also asks for whole z_j and whole places of the longest sequences, which takes seconds.
+bounds every plan. Tokens are not rounded to buckets: only a little of the squared term is lost. (2) and (6) lose
+where a
+wide interval lets groups of one micro-batch have different C: the intervals that the solution uses are cut again,
+and the
+program is solved again. `certify` also asks for whole z_j and whole places of the longest sequences, which takes
+seconds.
 
 Holds up to the solver's tolerance of 1e-7. Paper: none; FlexSP solves each micro-batch and stops after a time limit.
 """
@@ -70,8 +73,8 @@ class Bound:
 def lower_bound(problem: Problem, horizon_s: float, rounds: int = 2) -> Bound:
     """The bound by the linear program, in tenths of a second. No micro-batch of an optimal plan may take longer than
     `horizon_s`: the seconds of any known plan will do."""
-    relaxed = _with_few_kinds(problem)
-    edges = _first_edges(relaxed, horizon_s)
+    relaxed = _in_units_of(horizon_s, _with_few_kinds(problem))
+    edges = _first_edges(relaxed, 1.0)
     best = Bound(0.0, ())
     for _ in range(rounds):
         program = _Program(relaxed, bucket(relaxed.lengths), edges, whole=0)
@@ -80,17 +83,27 @@ def lower_bound(problem: Problem, horizon_s: float, rounds: int = 2) -> Bound:
         if not best.layers:
             break
         edges = program.refined(solved)
-    return best
+    return _times(horizon_s, best)
 
 
 def certify(problem: Problem, horizon_s: float, known: Bound, limit_s: float, whole: int = 6) -> Bound:
     """A bound at least as tight as `known`: whole micro-batches in each interval, and the `whole` longest sequences
     each in one place. Stops within `limit_s` seconds with what is proven then, so it is not deterministic."""
-    relaxed = _with_few_kinds(problem)
-    edges = _first_edges(relaxed, horizon_s, FINE_INTERVALS)
+    relaxed = _in_units_of(horizon_s, _with_few_kinds(problem))
+    edges = _first_edges(relaxed, 1.0, FINE_INTERVALS)
     program = _Program(relaxed, bucket(relaxed.lengths), edges, whole=whole)
     solved = program.solve(limit_s)
-    return replace(program.read(solved), step_s=max(known.step_s, SAFETY * solved.bound))
+    tight = _times(horizon_s, replace(program.read(solved), step_s=SAFETY * solved.bound))
+    return replace(tight, step_s=max(known.step_s, tight.step_s))
+
+
+def _in_units_of(unit_s: float, problem: Problem) -> Problem:
+    """The solver's tolerances are absolute: times are given to it as parts of the horizon."""
+    return replace(problem, fixed_s=problem.fixed_s / unit_s, seconds=problem.seconds / unit_s)
+
+
+def _times(unit_s: float, bound: Bound) -> Bound:
+    return Bound(bound.step_s * unit_s, tuple((seconds * unit_s, count) for seconds, count in bound.layers))
 
 
 def _with_few_kinds(problem: Problem) -> Problem:

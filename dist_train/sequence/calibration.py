@@ -2,8 +2,10 @@
 
     seconds = b_1 + b_2 [d > 1] + a_1 S_2 / d + a_2 S_1 / d + g_d S_1 / d,      S_1 = sum s, S_2 = sum s^2         (1)
 
-is linear in the coefficients, which cannot be negative: non-negative least squares. Rows are divided by their seconds, so
-that each sample counts by its relative error. g_d is a_3 / v_d; a_3, the bytes of a token, is known from the model's shape
+is linear in the coefficients, which cannot be negative: non-negative least squares. Rows are divided by their
+seconds, so
+that each sample counts by its relative error. g_d is a_3 / v_d; a_3, the bytes of a token, is known from the
+model's shape
 (4 tensors, there and back, layers x hidden x bytes a value), so v_d = a_3 / g_d. Degree 1 communicates nothing.
 """
 
@@ -75,7 +77,8 @@ def all_to_all_bytes(layers: int, hidden_size: int, bytes_per_value: int) -> flo
 
 
 def fit(samples: Sequence[Sample], token_bytes: float) -> Calibration:
-    """The coefficients of (1) that explain the samples best; `token_bytes` is a_3. PlanningError with too few samples."""
+    """The coefficients of (1) that explain the samples best; `token_bytes` is a_3. PlanningError with too few
+    samples."""
     degrees = sorted({sample.degree for sample in samples if sample.degree > 1})
     _check(samples, degrees, token_bytes)
     rows = np.array([_row(sample, degrees) for sample in samples])

@@ -111,4 +111,5 @@ REFERENCE_7B = CostModel(
     all_to_all_bytes=4 * 2 * 32 * 4096 * 2,
     bytes_per_second=((2, 119.54e9), (4, 104.07e9), (8, 96.5e9), (16, 10.33e9), (32, 5.94e9), (64, 4.87e9)),
 )
-"""A Llama of 7B parameters (32 layers, hidden 4096) on 64 A100 of 40 GB: what the published planner was measured with."""
+"""A Llama of 7B parameters (32 layers, hidden 4096) on 64 A100 of 40 GB: what the published planner was measured
+with."""

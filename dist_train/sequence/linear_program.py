@@ -72,7 +72,7 @@ class LinearProgram:
         if is_mixed:
             kinds = highspy.HighsVarType
             program.integrality_ = [kinds.kInteger if whole else kinds.kContinuous for whole in self._integer]
-        solver = highspy.Highs()
+        solver = highspy.Highs()  # type: ignore[no-untyped-call]
         for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 0), ("mip_rel_gap", gap)):
             solver.setOptionValue(option, value)
         solver.setOptionValue("mip_max_nodes", nodes)

@@ -1,6 +1,7 @@
 """The greedy: sequences into groups, under a time limit for each micro-batch.
 
-Longest sequence first. Each goes into the open group where it costs the fewest device-seconds, of equals the fullest one;
+Longest sequence first. Each goes into the open group where it costs the fewest device-seconds, of equals the
+fullest one;
 else a group is opened: the smallest degree that can hold it in time, in the micro-batch with the highest limit. Groups
 above `join_degree` (across machines, say) are joined only when nothing can be opened.
 
@@ -88,8 +89,8 @@ def without_empty(packing: Packing) -> Packing:
     return replace(packing, micro_batch=number[packing.micro_batch], micro_batch_s=packing.micro_batch_s[held])
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _pack(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0912, PLR0915, C901 - one loop, compiled for each type
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _pack(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0917 - one loop, compiled for each type
     lengths, seconds, fixed_s, degree, capacity, first_slot, slot_first, slot_degree, is_uniform, limits_s, join_degree,
     free, busy, group_of, micro_batch, kind, slot, held_tokens, held_s,
 ):  # fmt: skip

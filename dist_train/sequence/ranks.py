@@ -1,6 +1,7 @@
 """The ranks of a replica as the planner sees them: how many tokens each holds, how fast it is, and its slots.
 
-A slot is a place where a group may stand: an aligned block of consecutive ranks, as many as a power of two. N ranks have
+A slot is a place where a group may stand: an aligned block of consecutive ranks, as many as a power of two. N
+ranks have
 at most 2 N - 1 of them, so that all process groups are made once, at the start.
 """
 

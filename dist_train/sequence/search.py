@@ -1,8 +1,10 @@
 """Which time limits to give the greedy: a search over vectors (C_1 >= ... >= C_M), a number for each micro-batch.
 
-Cutting a step into micro-batches and choosing their limits is one question here: a sequence goes wherever the greedy puts
+Cutting a step into micro-batches and choosing their limits is one question here: a sequence goes wherever the
+greedy puts
 it, so micro-batches mix lengths as far as that pays. Starts are the lower bound's layers and equal limits for M_min,
-M_min + 1, ...; each is raised until the greedy succeeds, then lowered: from each place on together, then each alone, then
+M_min + 1, ...; each is raised until the greedy succeeds, then lowered: from each place on together, then each
+alone, then
 by small random trades (one or two up, others down, the sum less). The work is counted in calls of the greedy, not in
 seconds, and the random numbers have a seed, so that the same lengths give the same plan.
 """
@@ -60,7 +62,8 @@ class Search:
         last = math.inf
         fewest = self.problem.fewest_micro_batches
         for count in range(fewest, fewest + MORE_MICRO_BATCHES + len(self.problem.lengths)):
-            found = self._scaled(np.ones(count), 1e-3, self._highest_s(), steps=10)
+            highest_s = self._highest_s()
+            found = self._scaled(np.ones(count), highest_s * 1e-4, highest_s, steps=12)
             if found is not None:
                 if found.step_s >= last:
                     return
@@ -70,9 +73,10 @@ class Search:
 
     def from_limits(self, limits_s: NDArray[np.float64], *, descend: bool = True) -> None:
         """Starts from these limits, raised as far as they must be."""
-        found = self._scaled(limits_s, 1.0, 1.6, STEPS)
+        extra = np.maximum(limits_s - self._fixed_s, 0)
+        found = self._scaled(extra, 1.0, 1.6, STEPS)
         if found is None:
-            found = self._scaled(limits_s, 1.6, 1e3, STEPS)
+            found = self._scaled(extra, 1.6, 1e3, STEPS)
         if found is not None and descend:
             self.descend(found)
 
@@ -170,9 +174,8 @@ class Search:
                 now = _falling(found)
         return now
 
-    def _scaled(self, shape: NDArray[np.float64], low: float, high: float, steps: int) -> Packing | None:
+    def _scaled(self, extra: NDArray[np.float64], low: float, high: float, steps: int) -> Packing | None:
         """The best packing of a bisection on one factor for all limits above the fixed seconds."""
-        extra = np.maximum(shape - self._fixed_s, 0) if low >= 1 else shape
         best = self._tried(self._fixed_s + extra * high)
         if best is None:
             return None
@@ -199,11 +202,13 @@ class Search:
 
     def _highest_s(self) -> float:
         """Seconds that are enough for all sequences in one group of the widest kind, or of any kind."""
-        return float(self.problem.seconds.max(axis=1).sum())
+        fixed = self.problem.fixed_s
+        return float(self.problem.seconds.max(axis=1).sum() + fixed.max() - fixed.min())
 
 
 def limits_of(layers: Iterable[tuple[float, float]]) -> NDArray[np.float64]:
-    """(M,) falling: layers (seconds, a fraction of micro-batches) poured into whole micro-batches from the tallest on."""
+    """(M,) falling: layers (seconds, a fraction of micro-batches) poured into whole micro-batches from the tallest
+    on."""
     limits: list[float] = []
     room, poured = 1.0, 0.0
     for seconds, count in layers:

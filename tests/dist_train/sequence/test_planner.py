@@ -42,7 +42,7 @@ def assert_sound(plan: SequencePlan, lengths: list[int], ranks: Ranks, cost: Cos
             assert math.ceil(tokens / degree) <= smallest, "the budget of each rank is strict"
     assert plan.predicted_s == pytest.approx(cost.step_s(plan, np.array(lengths), ranks), rel=1e-9)
     if plan.planner == "adaptive":
-        assert 0 < plan.lower_bound_s <= plan.predicted_s
+        assert 0 <= plan.lower_bound_s <= plan.predicted_s
 
 
 costs = st.builds(
@@ -61,7 +61,9 @@ def steps(draw: st.DrawFn, most_ranks: int = 9, most_sequences: int = 24) -> tup
     """Any lengths that fit, on ranks that are equal or not, as many as a power of two or not."""
     count = draw(st.integers(1, most_ranks))
     is_equal = draw(st.booleans())
-    capacity = draw(st.lists(st.integers(20, 200), min_size=1 if is_equal else count, max_size=1 if is_equal else count))
+    capacity = draw(
+        st.lists(st.integers(20, 200), min_size=1 if is_equal else count, max_size=1 if is_equal else count)
+    )
     speed = draw(st.lists(st.floats(0.2, 4.0), min_size=len(capacity), max_size=len(capacity)))
     times = count if is_equal else 1
     ranks = Ranks(tuple(capacity) * times, tuple(speed) * times)
@@ -74,11 +76,7 @@ def steps(draw: st.DrawFn, most_ranks: int = 9, most_sequences: int = 24) -> tup
 @given(step=steps(), planner=st.sampled_from(PLANNERS))
 def test_every_plan_is_sound(step: tuple[list[int], Ranks, CostModel], planner: str) -> None:
     lengths, ranks, cost = step
-    try:
-        plan = plan_step(lengths, ranks, cost, planner)
-    except PlanningError:
-        assert planner == "best-homogeneous"
-        raise
+    plan = plan_step(lengths, ranks, cost, planner)
     assert_sound(plan, lengths, ranks, cost)
 
 
