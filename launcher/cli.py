@@ -293,6 +293,40 @@ def stop(
     typer.echo(f"the coordinator at {stop_run(config, coordinator, reason)} ends {config.run.name}")
 
 
+@app.command("plan-sequences")
+def plan_sequences(  # noqa: PLR0917 - as many as there are options
+    lengths: Annotated[
+        Path, typer.Argument(metavar="LENGTHS", help="One sequence's length in tokens a line; - for stdin.")
+    ],
+    ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, help="Ranks of the replica.")],
+    capacity: Annotated[
+        list[int] | None,
+        typer.Option("--capacity", metavar="TOKENS", help="Tokens a rank holds; once, or once a rank. [default: 6449]"),
+    ] = None,
+    speed: Annotated[
+        list[float] | None, typer.Option("--speed", help="A rank's relative speed; once, or once a rank. [default: 1]")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", metavar="JSON", help="Fitted coefficients. [default: 7B on 64 A100-40GB]"),
+    ] = None,
+    planner: Annotated[
+        str, typer.Option("--planner", metavar="MODE", help="adaptive, best-homogeneous, or static:D.")
+    ] = "adaptive",
+    as_json: AsJson = False,
+) -> None:
+    """Plan one step of sequence parallelism: groups of ranks, what each holds, and how close to the best it is.
+
+    Example: dist-train plan-sequences lengths.txt --ranks 64 --json
+
+    See docs/sequence-planner.md.
+    """
+    from launcher import sequence_plan
+
+    made = sequence_plan.plan(lengths, calibration, ranks, capacity or [6449], speed or [1.0], planner)
+    typer.echo(sequence_plan.as_json(*made) if as_json else sequence_plan.as_text(*made))
+
+
 @app.command(hidden=True)
 def coordinate(
     run_dir: RunDir,

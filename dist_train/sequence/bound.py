@@ -1,0 +1,271 @@
+r"""The certified lower bound: no plan of this step is faster, whatever its micro-batches, groups and assignment.
+
+It bounds the WHOLE step: how many micro-batches there are and what stands in which is for the program to choose, so the
+gap against it is the gap of the step, and not one of given micro-batches.
+
+Symbols: a step is any number of micro-batches; one takes C, the time of its slowest group. The range of C is cut at
+e_0 < e_1 < ... < e_J into intervals j. All quantities below are sums over the micro-batches whose C lies in interval j:
+
+    z_j    how many they are,                    T_j    their seconds, the sum of C
+    n_cj   groups on slots of kind c,            y_cj   the sum of C over those groups
+    x_qcj  tokens of bucket q in groups of kind c
+
+For every plan these numbers satisfy
+
+    minimise sum_j T_j                                                                                (1)
+    e_j z_j <= T_j <= e_{j+1} z_j ;  e_j n_cj <= y_cj <= e_{j+1} n_cj ;  sum_j z_j = M whole          (2)
+    sum_cj x_qcj = tokens of q ;  x_qcj = 0 where q's shortest does not fit kind c, or not within e_{j+1}   (3)
+    sum_q t_qc x_qcj + f_c n_cj <= y_cj          each group ends within its micro-batch               (4)
+    sum_q x_qcj <= E_c n_cj                      each group fits in memory                            (5)
+    with u_j = R z_j - sum_c r_c n_cj, v_j = R T_j - sum_c r_c y_cj  (idle ranks of a kind, idle time):
+    u_j >= 0 ;  e_j u_j <= v_j <= e_{j+1} u_j                                                         (6)
+    sum over q longer than E_c / 2 of count x_qcj <= n_cj                 two do not fit in memory    (7)
+    the same over q that take more than half of e_{j+1} - f_c             two do not fit in time      (8)
+    for these, with C_qc the time of a group of q alone: y_cj - e_j n_cj >= sum_q (C_qc - e_j)+ count x_qcj   (9)
+    for a single sequence q: sum_c x_qcj <= z_j and T_j - e_j z_j >= sum_c (C_qc - e_j)+ x_qcj        (10)
+
+with t_qc the seconds a token of the bucket's shortest sequence takes (a longer one takes more), f_c a group's fixed
+seconds, E_c its capacity, and counts underestimated as tokens over the bucket's longest sequence. So the minimum of (1)
+bounds every plan. Tokens are not rounded to buckets: only a little of the squared term is lost. (2) and (6) lose
+where a
+wide interval lets groups of one micro-batch have different C: the intervals that the solution uses are cut again,
+and the
+program is solved again. `certify` also asks for whole z_j and whole places of the longest sequences, which takes
+seconds.
+
+Holds up to the solver's tolerance of 1e-7. Paper: none; FlexSP solves each micro-batch and stops after a time limit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dist_train.sequence.buckets import SINGLES, Buckets, bucket
+from dist_train.sequence.linear_program import INFINITY, LinearProgram, Solved
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dist_train.sequence.problem import Problem
+
+INTERVALS = 10
+FINE_INTERVALS = 20
+MANY_KINDS = 16
+SNAP = 1.2
+"""An edge moves up to a sequence's own time when that is less than this factor away."""
+SAFETY = 1 - 1e-6
+"""The solver's tolerances, taken off the bound."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A lower bound, and what a plan that met it would look like."""
+
+    step_s: float
+    layers: tuple[tuple[float, float], ...]
+    """Pairs (seconds, how many micro-batches take about so long), falling. Counts may be fractions."""
+
+
+def lower_bound(problem: Problem, horizon_s: float, rounds: int = 2) -> Bound:
+    """The bound by the linear program, in tenths of a second. No micro-batch of an optimal plan may take longer than
+    `horizon_s`: the seconds of any known plan will do."""
+    relaxed = _in_units_of(horizon_s, _with_few_kinds(problem))
+    edges = _first_edges(relaxed, 1.0)
+    best = Bound(0.0, ())
+    for _ in range(rounds):
+        program = _Program(relaxed, bucket(relaxed.lengths), edges, whole=0)
+        solved = program.solve()
+        best = replace(program.read(solved), step_s=max(best.step_s, SAFETY * solved.bound))
+        if not best.layers:
+            break
+        edges = program.refined(solved)
+    return _times(horizon_s, best)
+
+
+def certify(problem: Problem, horizon_s: float, known: Bound, limit_s: float, whole: int = 6) -> Bound:
+    """A bound at least as tight as `known`: whole micro-batches in each interval, and the `whole` longest sequences
+    each in one place. Stops within `limit_s` seconds with what is proven then, so it is not deterministic."""
+    relaxed = _in_units_of(horizon_s, _with_few_kinds(problem))
+    edges = _first_edges(relaxed, 1.0, FINE_INTERVALS)
+    program = _Program(relaxed, bucket(relaxed.lengths), edges, whole=whole)
+    solved = program.solve(limit_s)
+    tight = _times(horizon_s, replace(program.read(solved), step_s=SAFETY * solved.bound))
+    return replace(tight, step_s=max(known.step_s, tight.step_s))
+
+
+def _in_units_of(unit_s: float, problem: Problem) -> Problem:
+    """The solver's tolerances are absolute: times are given to it as parts of the horizon."""
+    return replace(problem, fixed_s=problem.fixed_s / unit_s, seconds=problem.seconds / unit_s)
+
+
+def _times(unit_s: float, bound: Bound) -> Bound:
+    return Bound(bound.step_s * unit_s, tuple((seconds * unit_s, count) for seconds, count in bound.layers))
+
+
+def _with_few_kinds(problem: Problem) -> Problem:
+    """The problem, or where there are many kinds of slots one with the best of each degree: no slower a plan."""
+    if len(problem.degree) <= MANY_KINDS:
+        return problem
+    degrees = np.unique(problem.degree)
+    same = [problem.degree == degree for degree in degrees]
+    return replace(
+        problem,
+        degree=degrees,
+        capacity=np.array([problem.capacity[kinds].max() for kinds in same]),
+        fixed_s=np.array([problem.fixed_s[kinds].min() for kinds in same]),
+        seconds=np.stack([problem.seconds[:, kinds].min(axis=1) for kinds in same], axis=1),
+        on_kind=degrees[:, None],
+        rank_kinds=np.array([len(problem.ranks)]),
+    )
+
+
+def _first_edges(problem: Problem, horizon_s: float, count: int = INTERVALS) -> NDArray[np.float64]:
+    """(J + 1,) from an empty group to the horizon; in between mostly where full groups are."""
+    low = float(problem.fixed_s.min())
+    fits = problem.lengths[:, None] <= problem.capacity[None, :]
+    alone = np.where(fits, problem.fixed_s[None, :] + problem.seconds, np.inf)
+    # A micro-batch of short sequences that fills the memory takes about this long.
+    full = low + float((alone - problem.fixed_s[None, :]).min(axis=1).sum()) / problem.fewest_micro_batches / len(
+        problem.ranks
+    )
+    high = min(horizon_s, max(2 * full, 1.1 * float(alone[0].min()), 1.1 * float(alone[0][fits[0]][0])))
+    middle = np.geomspace(max(low, 0.75 * full), high, count - 1) if high > max(low, 0.75 * full) else np.zeros(0)
+    # The longest sequences' own times are where the program's choices change: edges stand there.
+    own = np.sort(alone[bucket(problem.lengths).first[:SINGLES]][fits[bucket(problem.lengths).first[:SINGLES]]])
+    at = np.minimum(np.searchsorted(own, middle), len(own) - 1)
+    middle = np.where((own[at] >= middle) & (own[at] < middle * SNAP), own[at], middle)
+    return _apart(np.unique(np.concatenate([[low], middle[middle < high], [max(horizon_s, low * (1 + 1e-9))]])))
+
+
+class _Program:
+    """The program of the docstring."""
+
+    def __init__(self, problem: Problem, buckets: Buckets, edges: NDArray[np.float64], whole: int) -> None:
+        self.problem, self.buckets, self.edges = problem, buckets, edges
+        self.program = LinearProgram()
+        self._last = buckets.first + buckets.count - 1
+        self._alone_s = problem.seconds[self._last]  # (Q, C) of each bucket's shortest
+        self._token_s = self._alone_s / buckets.shortest[:, None]
+        self._fits = buckets.shortest[:, None] <= problem.capacity[None, :]
+        self._columns(whole)
+        for j in range(len(edges) - 1):
+            self._interval(j)
+        self._all_placed()
+
+    def solve(self, limit_s: float = INFINITY) -> Solved:
+        return self.program.solve(limit_s=limit_s)
+
+    def read(self, solved: Solved) -> Bound:
+        if not len(solved.values):
+            return Bound(0.0, ())
+        counts, seconds = solved.values[self.z], solved.values[self.t]
+        used = [(float(s / n), float(n)) for s, n in zip(seconds, counts, strict=True) if n > 1e-6]
+        return Bound(0.0, tuple(sorted(used, reverse=True)))
+
+    def refined(self, solved: Solved) -> NDArray[np.float64]:
+        """Edges that cut the used intervals at the time that the solution gives them; unused neighbours are joined."""
+        counts, seconds = solved.values[self.z], solved.values[self.t]
+        kept = [float(self.edges[0])]
+        for j, (low, high) in enumerate(itertools.pairwise(self.edges)):
+            if counts[j] <= 1e-6:
+                continue
+            mean = float(seconds[j] / counts[j])
+            near = [low, max(low, mean * 0.985), min(high, mean * 1.015), high]
+            kept += [float(edge) for edge in near]
+        kept.append(float(self.edges[-1]))
+        return _apart(np.unique(kept))
+
+    def _columns(self, whole: int) -> None:
+        add, problem, intervals = self.program.column, self.problem, range(len(self.edges) - 1)
+        self.t = [add(cost=1.0) for _ in intervals]
+        self.z = [add(integer=whole > 0) for _ in intervals]
+        self.n = {
+            (c, j): add()
+            for j in intervals
+            for c in range(len(problem.degree))
+            if problem.fixed_s[c] <= self.edges[j + 1]
+        }
+        self.y = {key: add() for key in self.n}
+        self.x: dict[tuple[int, int, int], int] = {}
+        for q, c in zip(*np.nonzero(self._fits), strict=True):
+            soonest = problem.fixed_s[c] + self._alone_s[q, c]
+            for j in intervals:
+                if (c, j) in self.n and soonest <= self.edges[j + 1] * (1 + 1e-12):  # (3)
+                    is_whole = q < whole and self.buckets.count[q] == 1
+                    # In units of the bucket's tokens.
+                    self.x[int(q), int(c), j] = add(0.0, 1.0, integer=bool(is_whole))
+
+    def _all_placed(self) -> None:
+        where: dict[int, list[int]] = {q: [] for q in range(len(self.buckets.count))}
+        for (q, _, _), column in self.x.items():
+            where[q].append(column)
+        for columns in where.values():
+            self.program.row([(column, 1.0) for column in columns], 1.0, 1.0)  # (3)
+        many = self.program.column(self.problem.fewest_micro_batches, integer=True)
+        self.program.row([*((column, 1.0) for column in self.z), (many, -1.0)], 0.0, 0.0)  # (2)
+
+    def _interval(self, j: int) -> None:
+        low, high = float(self.edges[j]), float(self.edges[j + 1])
+        row, kinds = self.program.row, [c for c in range(len(self.problem.degree)) if (c, j) in self.n]
+        self._between(self.t[j], self.z[j], low, high)
+        for r, many in enumerate(self.problem.rank_kinds):
+            stands = [(c, float(self.problem.on_kind[c, r])) for c in kinds if self.problem.on_kind[c, r]]
+            idle = [(self.z[j], float(many)), *((self.n[c, j], -on) for c, on in stands)]
+            idle_s = [(self.t[j], float(many)), *((self.y[c, j], -on) for c, on in stands)]
+            row(idle, 0.0)  # (6)
+            row([*idle_s, *((column, -low * by) for column, by in idle)], 0.0)
+            row([*idle_s, *((column, -high * by) for column, by in idle)], upper=0.0)
+        for c in kinds:
+            self._kind(c, j, low, high)
+        for q in np.nonzero(self.buckets.count == 1)[0]:
+            self._single(int(q), kinds, j, low)
+
+    def _between(self, seconds: int, count: int, low: float, high: float) -> None:
+        self.program.row([(seconds, 1.0), (count, -low)], 0.0)  # (2)
+        self.program.row([(seconds, 1.0), (count, -high)], upper=0.0)
+
+    def _kind(self, c: int, j: int, low: float, high: float) -> None:
+        row, problem, buckets = self.program.row, self.problem, self.buckets
+        n, y, fixed_s = self.n[c, j], self.y[c, j], float(problem.fixed_s[c])
+        held = [(q, self.x[q, c, j]) for q in range(len(buckets.count)) if (q, c, j) in self.x]
+        self._between(y, n, low, high)
+        tokens = buckets.tokens
+        row(
+            [*((x, float(self._token_s[q, c] * tokens[q])) for q, x in held), (n, fixed_s), (y, -1.0)], upper=0.0
+        )  # (4)
+        capacity = float(problem.capacity[c])
+        row([*((x, float(tokens[q]) / capacity) for q, x in held), (n, -1.0)], upper=0.0)  # (5)
+        large = [(q, x) for q, x in held if 2 * buckets.shortest[q] > capacity]
+        slow = [(q, x) for q, x in held if 2 * self._alone_s[q, c] > (high - fixed_s) * (1 + 1e-9)]
+        for one_each in (large, slow if slow != large else []):
+            if one_each:
+                row([*((x, self._fewest(q)) for q, x in one_each), (n, -1.0)], upper=0.0)  # (7), (8)
+                later = [(x, -self._fewest(q) * (fixed_s + float(self._alone_s[q, c]) - low)) for q, x in one_each]
+                late = [(x, factor) for x, factor in later if factor < 0]
+                if late:
+                    row([(y, 1.0), (n, -low), *late], 0.0)  # (9)
+
+    def _fewest(self, q: int) -> float:
+        """Sequences that a whole bucket's tokens are at least."""
+        return float(self.buckets.tokens[q] / self.buckets.longest[q])
+
+    def _single(self, q: int, kinds: list[int], j: int, low: float) -> None:
+        held = [(c, self.x[q, c, j]) for c in kinds if (q, c, j) in self.x]
+        if not held:
+            return
+        self.program.row([*((x, 1.0) for _, x in held), (self.z[j], -1.0)], upper=0.0)  # (10)
+        alone = [(x, float(self.problem.fixed_s[c] + self._alone_s[q, c]) - low) for c, x in held]
+        late = [(x, -by) for x, by in alone if by > 0]
+        if late:
+            self.program.row([(self.t[j], 1.0), (self.z[j], -low), *late], 0.0)
+
+
+def _apart(edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Edges at least a thousandth apart; the first and the last stay."""
+    kept = [float(edges[0])]
+    kept += [float(edge) for edge in edges[1:-1] if edge > kept[-1] * 1.001 and edge * 1.001 < edges[-1]]
+    return np.array([*kept, float(edges[-1])])
