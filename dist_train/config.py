@@ -160,7 +160,7 @@ class InnerConfig(_Section):
     """Where the cosine ends, as a share of `lr`."""
 
 
-NOT_SHARED = ("security", "launch", "watch", "replica", "link", "simulate", "device", "plan", "prices")
+NOT_SHARED = ("security", "sequence", "launch", "watch", "replica", "link", "simulate", "device", "plan", "prices")
 """Sections that say where and how something runs, or foretell it: members of one run may differ in them."""
 COORDINATORS_OWN = ("most_replicas", "most_faults")
 """Keys of [exchange] that may differ from launch to launch, and that nobody but the coordinator reads."""
@@ -278,6 +278,26 @@ class SecurityConfig(_Section):
     """Under `tls`: where this machine keeps the certificates and keys of its members. `dist-train certs` makes them."""
     token_file: str | None = None
     """Under `tls`: the file with the secret that a replica must know to join; CERTIFICATES/run.token when left out."""
+
+
+def _planner(value: str) -> str:
+    name, colon, degree = value.partition(":")
+    if value in ("off", "adaptive", "best-homogeneous") or (name == "static" and colon and degree.isdecimal()):
+        return value
+    raise ValueError("choose adaptive, best-homogeneous, static:D with a degree D, or off")
+
+
+class SequenceConfig(_Section):
+    """[sequence]: how the ranks of one replica (`ranks` above 1) share the documents of a step."""
+
+    planner: Annotated[str, AfterValidator(_planner)] = "adaptive"
+    """Who decides which documents are scattered over how many ranks: `adaptive`, for every step anew;
+    `best-homogeneous`, one degree a step; `static:4`, that degree always; `off`, every document on one rank."""
+    max_tokens_per_rank: int | None = Field(default=None, ge=1)
+    """Tokens that one rank holds in a forward pass at most; a quarter more than its even share when left out."""
+    plan_deadline_s: Seconds | None = 1.0
+    """How long a step waits for its plan before it runs by a simpler one. Longer where resumed steps must repeat bit
+    for bit: another plan adds the same numbers in another order."""
 
 
 class CheckpointConfig(_Section):
@@ -522,6 +542,7 @@ class Config(_Section):
     sparseloco: SparseLoCoConfig = SparseLoCoConfig()
     exchange: ExchangeConfig = ExchangeConfig()
     security: SecurityConfig = SecurityConfig()
+    sequence: SequenceConfig = SequenceConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     launch: LaunchConfig = LaunchConfig()
     device: tuple[DeviceConfig, ...] = ()

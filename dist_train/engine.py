@@ -7,6 +7,8 @@ of the parameters which that rank hosts. However the work is dealt out, it is th
 
     LocalEngine     a replica of one rank
     SharedEngine    several ranks that each hold the whole model; every document goes to one of them
+    SequenceEngine  the same, with documents scattered over ranks as a plan says (sequence/engine.py)
+    PipelineEngine  ranks that each hold a span of layers (pipeline/engine.py)
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ from dist_train.model import loss_sum
 
 class Engine(Protocol):
     """What `InnerOptimizer` and `validate` need of the ranks."""
+
+    def expect(self, lengths: Sequence[int] | None) -> None:
+        """Is told, before `gradient`, which document lengths the batch after that one has; None when it is the last."""
+        ...
 
     def gradient(self, batch: Batch) -> float:
         """Leaves the gradient (1) of `batch` in place of any there was; returns this rank's share of its mean loss.
@@ -54,6 +60,9 @@ class LocalEngine:
         self._model = model
         self._micro_batch_tokens = micro_batch_tokens
 
+    def expect(self, lengths: Sequence[int] | None) -> None:
+        """Plans nothing."""
+
     def gradient(self, batch: Batch) -> float:
         """The gradient of the whole batch."""
         self._model.zero_grad(set_to_none=True)
@@ -79,6 +88,9 @@ class SharedEngine:
         self._model = model
         self._crew = crew
         self._micro_batch_tokens = micro_batch_tokens
+
+    def expect(self, lengths: Sequence[int] | None) -> None:
+        """Plans nothing."""
 
     def gradient(self, batch: Batch) -> float:
         """This rank's documents, then the sum over all ranks."""

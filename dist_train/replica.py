@@ -58,7 +58,8 @@ def run_replica(
     )
     join_crew = join_crew or enlist(config, section, rank, coordinator_address, security)
     with Ledger(directory.ledger(name), replica_id) as ledger, join_crew(ledger) as crew:
-        seat = seat_of(config, section, crew, _device(section, rank))
+        device = _device(section, rank)
+        seat = seat_of(config, section, crew, device, folder=directory.path, ledger=ledger)
         outer = outer_method(config, seat.model, seat.inner, seat.duties, seat.start)
         if crew.rank == 0:
             write_atomically(directory.facts, json.dumps(_facts(config, corpus, outer.codec), indent=1).encode())

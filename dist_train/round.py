@@ -46,6 +46,7 @@ from compression.codec import PayloadError, Update
 from dist_train.config import Config
 from dist_train.data.batches import Batch, batches_of, validation_batches, window_batches
 from dist_train.data.stream import Stream
+from dist_train.engine import Engine
 from dist_train.inner import InnerOptimizer
 from dist_train.outer import OuterMethod
 
@@ -135,7 +136,7 @@ def train(replica: Replica, round_number: int, lease: Lease, window_s: float | N
     tokens, loss_sum, targets = 0, 0.0, 0
     work, started_s, taken = Work(0, 0.0), time.monotonic(), 0
     with work.timed("compute"):
-        for batch, rest in _batches(replica, lease):
+        for batch, rest in _foretold(replica.inner.engine, _batches(replica, lease)):
             if window_s is not None and taken:
                 fits = (time.monotonic() - started_s) * (taken + 1) / taken <= window_s
                 if not replica.outer.duties.crew.least(int(fits)):
@@ -158,6 +159,16 @@ def _batches(replica: Replica, lease: Lease) -> Iterator[tuple[Batch, Lease]]:
     if inner.seconds is not None:
         return window_batches(replica.stream, lease, steps, inner.batch_tokens)
     return ((batch, ()) for batch in batches_of(replica.stream, lease, steps))
+
+
+def _foretold(engine: Engine, batches: Iterator[tuple[Batch, Lease]]) -> Iterator[tuple[Batch, Lease]]:
+    """The same, each time the engine has been told of the one after it."""
+    one = next(batches, None)
+    while one is not None:
+        following = next(batches, None)
+        engine.expect(None if following is None else following[0].document_lengths)
+        yield one
+        one = following
 
 
 def publish(replica: Replica, round_number: int, work: Work) -> None:

@@ -1,7 +1,8 @@
 """What one rank of a replica works with: its part of the model, its engine, and what it answers for.
 
     one rank            the model                     LocalEngine
-    several ranks       the model, on each            SharedEngine        gradients are summed over the ranks
+    several ranks       the model, on each            SequenceEngine      a plan deals documents out, each step anew
+                                                      SharedEngine        each document goes to one rank
     a pipeline          a stage of the model          PipelineEngine      activations go from stage to stage
 
 What the replica does in a round is the same for all three: see `round`.
@@ -11,18 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from comms.ledger import Ledger
 from dist_train.config import Config, ReplicaConfig
 from dist_train.crew import Crew, Duties, alone, spread, staged
-from dist_train.engine import SharedEngine
+from dist_train.engine import Engine, SharedEngine
 from dist_train.inner import InnerOptimizer
 from dist_train.model import build_model, fragment_shapes, fragments
 from dist_train.outer import LocalStart
 from dist_train.pipeline.engine import PipelineEngine
 from dist_train.pipeline.terms import agree, make_bond, make_stage, terms_of
+from dist_train.sequence.engine import sequence_engine
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,22 @@ class Seat:
         return self.inner.model
 
 
-def seat_of(config: Config, replica: ReplicaConfig, crew: Crew, device: torch.device) -> Seat:
-    """The seat of this rank of `replica`. ConfigError when the model does not allow it; blocks until all ranks sit."""
+def seat_of(
+    config: Config, replica: ReplicaConfig, crew: Crew, device: torch.device, *, folder: Path, ledger: Ledger
+) -> Seat:
+    """The seat of this rank of `replica`. ConfigError when the model does not allow it; blocks until all ranks sit.
+
+    What was measured of the ranks is kept in `folder`; what they send each other goes into `ledger`.
+    """
     if replica.pipeline:
         return _stage(config, replica, crew, device)
     model = build_model(config.model, config.run.seed).to(device)
     if crew.ranks == 1:
         inner = InnerOptimizer(model, config.inner, config.total_steps)
         return Seat(inner, alone(tuple(fragments(model))))
-    engine = SharedEngine(model, crew, config.inner.micro_batch_tokens)
+    engine: Engine = SharedEngine(model, crew, config.inner.micro_batch_tokens)
+    if config.sequence.planner != "off":
+        engine = sequence_engine(config, replica, model, folder, ledger)
     inner = InnerOptimizer(model, config.inner, config.total_steps, engine)
     return Seat(inner, spread(crew, num_parameters(fragment_shapes(config.model))))
 

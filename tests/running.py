@@ -46,6 +46,7 @@ def tiny(
         "outer": {"rounds": 3},
         "sparseloco": {"chunk": 256, "k": 16},
         "exchange": {"min_replicas": replicas},
+        "sequence": {"planner": "off"},
         "replica": [{"id": name, "ranks": (ranks or {}).get(name, 1)} for name in "abcdefgh"[:replicas]],
     }
     for name, section in sections.items():

@@ -60,6 +60,9 @@ class PipelineEngine:
             self._bond.rebase(terms.basis)
         self._schedules.clear()
 
+    def expect(self, lengths: Sequence[int] | None) -> None:
+        """Plans nothing."""
+
     def gradient(self, batch: Batch) -> float:
         """The gradient of this stage's parameters (1); the loss on the last stage, 0 on the others."""
         self.stage.model.zero_grad(set_to_none=True)

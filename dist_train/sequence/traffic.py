@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from comms.ledger import Kind, Ledger
+    from comms.ledger import Direction, Kind, Ledger
 
 ALL_PEERS = -1
 """Stands for "all the other ranks" where a peer is asked for."""
@@ -53,16 +53,13 @@ class RankTraffic:
         """Bytes of `kind` sent to anybody since the last `write`."""
         return sum(moved.sent_bytes for (its_kind, _), moved in self.moved.items() if its_kind == kind)
 
-    def write(self, ledger: Ledger, round_number: int, peer_name: Callable[[int], str]) -> None:
-        """Writes the sums as rows of the ledger, and starts over. `peer_name` is also asked for ALL_PEERS."""
+    def tally(self, ledger: Ledger, peer_name: Callable[[int], str]) -> None:
+        """Hands the sums to the ledger, and starts over. `peer_name` is also asked for ALL_PEERS."""
+        directions: tuple[Direction, ...] = ("sent", "received")
         for (kind, peer), moved in self.moved.items():
-            for direction, num_bytes in (("sent", moved.sent_bytes), ("received", moved.received_bytes)):
-                ledger.transfer(
-                    round_number=round_number,
-                    peer=peer_name(peer),
-                    direction="sent" if direction == "sent" else "received",
-                    kind=kind,
-                    num_bytes=num_bytes,
-                    seconds=moved.seconds,
+            for direction in directions:
+                num_bytes = moved.sent_bytes if direction == "sent" else moved.received_bytes
+                ledger.tally(
+                    peer=peer_name(peer), direction=direction, kind=kind, num_bytes=num_bytes, seconds=moved.seconds
                 )
         self.moved.clear()

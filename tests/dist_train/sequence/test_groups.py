@@ -57,8 +57,9 @@ def test_the_ledger_gets_the_sums_once(tmp_path: Path) -> None:
         traffic.record("sequence_all_to_all", 3, sent_bytes=5, received_bytes=7, seconds=0.5)
     traffic.record_ring("intra_replica", 400, 4, halves=2, seconds=0.25)
     with Ledger(tmp_path / "ledger.jsonl", "a/1") as ledger:
-        traffic.write(ledger, 9, lambda peer: "a/*" if peer == ALL_PEERS else f"a/{peer}")
-        traffic.write(ledger, 9, str)
+        traffic.tally(ledger, lambda peer: "a/*" if peer == ALL_PEERS else f"a/{peer}")
+        traffic.tally(ledger, str)
+        ledger.flush(9)
     rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [(row["kind"], row["peer"], row["direction"], row["bytes"], row["seconds"]) for row in rows] == [
         ("sequence_all_to_all", "a/3", "sent", 10, 1.0),

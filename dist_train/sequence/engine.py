@@ -1,0 +1,140 @@
+"""The engine of several ranks that each hold the whole model and run every step by a plan of its own.
+
+    calibrate once            a few forward and backward passes, fitted to the cost model; kept in the run
+    step t                    take the plan of t, begin to solve that of t + 1, run t              (see `ahead`, `step`)
+
+Loss and gradients are those of one process, whatever the plan. Every step's planning, waiting, predicted and measured
+seconds are written down by rank 0; their means over a round are in the run's metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from comms.ledger import Ledger
+from dist_train.config import Config, ReplicaConfig
+from dist_train.data.batches import Batch
+from dist_train.engine import evaluate
+from dist_train.model import architecture_of
+from dist_train.sequence.ahead import PlanAhead
+from dist_train.sequence.calibration import Calibration, Sample, all_to_all_bytes, fit, load
+from dist_train.sequence.groups import RankGroups, join_ranks
+from dist_train.sequence.measure import calibration_cases, measure, measure_reduction
+from dist_train.sequence.planner import plan_step
+from dist_train.sequence.ranks import Ranks
+from dist_train.sequence.step import accumulate
+
+_log = logging.getLogger(__name__)
+FP32_BYTES = 4
+FALLBACK = "best-homogeneous"
+"""Who plans a step whose plan is late: quick, and nearly as good."""
+AVERAGED = ("planning_s", "waiting_s", "predicted_s", "measured_s", "lower_bound_s", "late")
+
+
+@dataclass
+class SequenceEngine:
+    """This rank, with the others of its replica."""
+
+    model: nn.Module
+    ranks: RankGroups
+    plans: PlanAhead
+    reduction_s: float
+    """What summing the gradients takes, which a plan does not count."""
+    ledger: Ledger
+    replica: str
+    log: Path
+    """Where rank 0 writes a line for every step."""
+    _next: tuple[int, ...] | None = None
+    _steps: list[dict[str, float | int | str]] = field(default_factory=list)
+
+    def expect(self, lengths: Sequence[int] | None) -> None:
+        """Says what the step after the coming one will consist of, so that it can be planned in time."""
+        self._next = None if lengths is None else tuple(lengths)
+
+    def gradient(self, batch: Batch) -> float:
+        """The gradient of the batch, by its plan; the loss on rank 0, 0 on the others."""
+        planned = self.plans.take(batch.document_lengths)
+        if self._next is not None:
+            self.plans.announce(self._next)
+        result = accumulate(self.model, batch, planned.plan, self.ranks)
+        facts = planned.metrics(result)
+        self._steps.append({**facts, "predicted_s": planned.plan.predicted_s + self.reduction_s})
+        self.ranks.traffic.tally(self.ledger, self._peer)
+        return result.loss if self.ranks.rank == 0 else 0.0
+
+    def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
+        """Of every batch whose turn is this rank's."""
+        return evaluate(self.model, batches[self.ranks.rank :: self.ranks.count])
+
+    def total_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Of all gradients, which every rank has."""
+        return get_total_norm(gradients)
+
+    def figures(self) -> dict[str, float]:
+        """Means over the steps since this was last asked, by rank 0."""
+        steps, self._steps = self._steps, []
+        if self.ranks.rank != 0 or not steps:
+            return {}
+        with self.log.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(step) + "\n" for step in steps)
+        means = {name: fmean(float(step[name]) for step in steps) for name in AVERAGED if _known(steps, name)}
+        return {f"sequence_{name}": mean for name, mean in means.items()}
+
+    def _peer(self, rank: int) -> str:
+        return f"{self.replica}.{rank if rank >= 0 else 'ranks'}"
+
+
+def sequence_engine(
+    config: Config, replica: ReplicaConfig, model: nn.Module, folder: Path, ledger: Ledger
+) -> SequenceEngine:
+    """The engine of a replica whose ranks torchrun has started; all of them call it together.
+
+    Calibrates in the first start of a run. PlanningError when the config allows no plan.
+    """
+    ranks, architecture = join_ranks(timeout_s=config.exchange.outage_deadline_s), architecture_of(config.model)
+    capacity = config.sequence.max_tokens_per_rank or -(-5 * config.inner.batch_tokens // (4 * ranks.count))
+    kept = folder / f"sequence-{replica.id}.json"
+    calibration, reduction_s = _calibrated(model, ranks, capacity, architecture, kept)
+    seen = Ranks.equal(ranks.count, capacity, max_degree=architecture.num_attention_heads)
+    plan = partial(plan_step, ranks=seen, cost=calibration.cost)
+    plans = PlanAhead(
+        ranks,
+        partial(plan, planner=config.sequence.planner),
+        partial(plan, planner=FALLBACK),
+        patience_s=config.sequence.plan_deadline_s,
+    )
+    return SequenceEngine(model, ranks, plans, reduction_s, ledger, replica.id, folder / f"steps-{replica.id}.jsonl")
+
+
+def _calibrated(
+    model: nn.Module, ranks: RankGroups, capacity: int, architecture: Any, path: Path
+) -> tuple[Calibration, float]:
+    """What was fitted on this machine before, or is fitted now; and the seconds of summing the gradients."""
+    known = ranks.broadcast(path.is_file())
+    heads, layers, d = architecture.num_attention_heads, architecture.num_hidden_layers, architecture.hidden_size
+    if not known:
+        _log.info("calibrating sequence parallelism on %d ranks", ranks.count)
+        found = measure(model, ranks, calibration_cases(ranks.count, heads, capacity))
+        if ranks.rank == 0:
+            token_bytes = all_to_all_bytes(layers, d, bytes_per_value=FP32_BYTES)
+            fitted = fit([Sample(one.lengths, one.degree, one.seconds) for one in found], token_bytes)
+            fitted.save(path)
+            _log.info("calibrated: mean error %.1f %%", 100 * fitted.mean_error)
+    reduction_s = measure_reduction(model, ranks)
+    ranks.wait_for_all()
+    ranks.traffic.moved.clear()  # what was only measured is no part of the training
+    return load(path), reduction_s
+
+
+def _known(steps: Sequence[dict[str, float | int | str]], name: str) -> bool:
+    return all(float(step[name]) == float(step[name]) for step in steps)  # not a number: that planner has no bound
