@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -237,13 +237,19 @@ def apply(replica: Replica, committed: CommittedRound, mail: Mail, work: Work) -
 
 def validate(replica: Replica, committed: CommittedRound) -> tuple[float, int]:
     """This replica's share of the validation documents, when it is time for them: sum of losses, and targets."""
-    config, contributors = replica.config, committed.contributors
+    config, contributors = replica.config, _validating(replica.config, committed.contributors)
     due = committed.round % config.validate_every_rounds == 0 or committed.round == config.rounds
     if not due or replica.id not in contributors:
         return 0.0, 0
     share = (contributors.index(replica.id), len(contributors))
     batches = validation_batches(replica.stream.corpus, config.data.validation_tokens, config.inner.batch_tokens, share)
     return replica.inner.engine.evaluate(batches)
+
+
+def _validating(config: Config, contributors: Sequence[str]) -> list[str]:
+    """Who evaluates: those who see the model as it is, and not through a compressed pipeline, where there are any."""
+    through = {one.id for one in config.replica if one.pipeline and one.compression != "none"}
+    return [name for name in contributors if name not in through] or list(contributors)
 
 
 class Mail:
