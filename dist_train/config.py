@@ -364,7 +364,9 @@ class ReplicaConfig(_Section):
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`."""
     ranks: int = Field(default=1, ge=1, le=1024)
-    """Processes that share the work of this replica on one machine, each with the whole model."""
+    """Processes that share the work of this replica on one machine."""
+    shard: bool = False
+    """Whether its ranks hold the model and the inner optimizer in shards (FSDP2), instead of whole on each."""
     pipeline: tuple[Identifier, ...] = ()
     """The machines that make up this replica, one stage each, the embedding's first; none: one machine has it all."""
     split: tuple[int, ...] | None = None
@@ -593,7 +595,19 @@ class Config(_Section):
         for replica in self.replica:
             if replica.pipeline:
                 self._check_pipeline(replica)
+            if replica.shard:
+                self._check_shards(replica)
         return self
+
+    def _check_shards(self, replica: ReplicaConfig) -> None:
+        if replica.ranks == 1:
+            raise ValueError(f'replica "{replica.id}": shard = true needs ranks above 1; one rank has all there is')
+        if self.outer.method == "ddp" or self.inner.optimizer == "muon" or self.sequence.planner == "off":
+            raise ValueError(
+                f'replica "{replica.id}": shard = true goes with outer.method = "sparseloco" or "diloco", '
+                f'inner.optimizer = "adamw" and a sequence.planner; leave it out with "{self.outer.method}", '
+                f'"{self.inner.optimizer}", "{self.sequence.planner}"'
+            )
 
     def _check_pipeline(self, replica: ReplicaConfig) -> None:
         place, method = f'replica "{replica.id}"', self.outer.method

@@ -26,6 +26,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from dist_train.engine import LocalEngine
 from dist_train.model import fragments
+from dist_train.shards import like, local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -124,7 +125,7 @@ class InnerOptimizer:
         """The whole state, for a checkpoint: `PARAMETER/KEY` -> tensor, and `global_step`. Not copied."""
         states = {p: state for optimizer in self._optimizers for p, state in optimizer.state.items()}
         tensors = {
-            f"{name}{STATE_SEPARATOR}{key}": value
+            f"{name}{STATE_SEPARATOR}{key}": local(value)
             for name, parameter in self._parameters.items()
             for key, value in states.get(parameter, {}).items()
         }
@@ -180,11 +181,11 @@ def _state_for(
     optimizer: torch.optim.Optimizer, name: str, parameter: nn.Parameter, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """`state` on the parameter's device, copied, once it is what `optimizer` keeps of such a parameter."""
-    like, scalar = parameter.shape, torch.Size()
+    shape, scalar = local(parameter).shape, torch.Size()
     muon = isinstance(optimizer, torch.optim.Muon)
-    wanted = {"momentum_buffer": like} if muon else {"step": scalar, "exp_avg": like, "exp_avg_sq": like}
+    wanted = {"momentum_buffer": shape} if muon else {"step": scalar, "exp_avg": shape, "exp_avg_sq": shape}
     if (found := {key: tensor.shape for key, tensor in state.items()}) != wanted:
         raise ValueError(
             f"The state of {name} is {found}, not {wanted}: it is of another model, or of another inner.optimizer"
         )
-    return {key: tensor.to(parameter.device, copy=True) for key, tensor in state.items()}
+    return {key: like(parameter.detach(), tensor) for key, tensor in state.items()}

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from dist_train.config import Config
 from dist_train.crew import Duties, alone
 from dist_train.inner import InnerOptimizer
 from dist_train.model import fragments
+from dist_train.shards import is_scattered, put, whole
 
 Parameters = Mapping[str, nn.Parameter]
 
@@ -128,16 +129,24 @@ class OuterMethod(ABC):
             digests[fragment] = _digest_of([*(theta[name] for name in named), *momenta])
         return self.duties.agreed_digest(digests)
 
-    def _share(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Makes the tensors of each fragment what they are at its owner, where every rank hosts all of them."""
+    def gather(self) -> None:
+        """Puts together what is scattered over the ranks, before `contribution` is asked for it. All ranks call it."""
+
+    def _share(self, tensors: Mapping[str, Mapping[str, Tensor]], sources: Mapping[str, Tensor]) -> None:
+        """Makes the tensors of each fragment what `sources` has at its owner, where every rank hosts all of them."""
         if not self.duties.is_replicated:
             return
         for fragment, named in tensors.items():
-            for tensor in named.values():
-                on_cpu = tensor.detach().cpu().contiguous()
-                self.duties.crew.share(on_cpu, self.duties.owners[fragment])
-                if not self.duties.owns(fragment):
-                    tensor.detach().copy_(on_cpu)
+            is_mine = self.duties.owns(fragment)
+            for name, tensor in named.items():
+                value = (
+                    sources[name].detach().cpu().contiguous()
+                    if is_mine
+                    else torch.empty(tensor.shape, dtype=tensor.dtype)
+                )
+                self.duties.crew.share(value, self.duties.owners[fragment])
+                if not is_mine or is_scattered(tensor):
+                    put(tensor, value)
 
 
 class LocalStart:
@@ -187,20 +196,31 @@ class PseudoGradientMethod(OuterMethod):
         self._alpha = alpha
         self._momentum = momentum
         self._feedback = None if error_decay is None else ErrorFeedback(error_decay)
-        self._theta = {
-            name: p.detach().to("cpu", copy=True)
-            for fragment in self.needed
-            for name, p in self.fragments[fragment].items()
-        }
+        self._theta = {name: value.clone() for name, value in self._put_together()}
+        self._gathered = dict[str, Tensor]()
         self._velocity = {name: torch.zeros_like(t) for name, t in self._theta.items()} if momentum else {}
         if start is not None:
             self.restart_from_theta()
 
+    def _put_together(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters that this rank answers for, on the CPU, one by one; those that are scattered, by all ranks."""
+        for fragment, named in self.fragments.items():
+            for name, parameter in named.items():
+                if fragment in self.needed or is_scattered(parameter):
+                    value = whole(parameter)
+                    if fragment in self.needed:
+                        yield name, value
+
+    def gather(self) -> None:
+        """Takes in what is scattered of the fragments that this rank owns: their whole values, until they are sent."""
+        scattered = any(is_scattered(p) for named in self.fragments.values() for p in named.values())
+        self._gathered = dict(self._put_together()) if scattered else {}
+
     def contribution(self, fragment: str) -> Tensor:
         """Delta_r (1), through the error feedback (2) where there is one."""
-        parameters = self.fragments[fragment]
+        values = {name: self._gathered.pop(name, p) for name, p in self.fragments[fragment].items()}
         delta = self.layouts[fragment].pack(
-            {name: self._start.start(name, self._theta[name]) - p.detach().cpu() for name, p in parameters.items()}
+            {name: self._start.start(name, self._theta[name]) - p.detach().cpu() for name, p in values.items()}
         )
         return delta if self._feedback is None else self._feedback.accumulate(fragment, delta)  # (1), (2)
 
@@ -215,11 +235,17 @@ class PseudoGradientMethod(OuterMethod):
                     velocity = self._velocity[name].mul_(self._momentum).add_(delta)  # (7)
                     delta.add_(velocity.mul(self._momentum))
                 theta.sub_(delta.mul_(self._alpha))  # (6), (7)
-                self.fragments[fragment][name].copy_(self._start.begin(name, theta))
+                self._begin(fragment, name)
+
+    def _begin(self, fragment: str, name: str) -> None:
+        """The parameter becomes what inner steps begin with; one that is scattered does when the ranks share it."""
+        parameter = self.fragments[fragment][name]
+        if not is_scattered(parameter):
+            parameter.copy_(self._start.begin(name, self._theta[name]))
 
     def finish_round(self) -> None:
         """The ranks get from each other what they did not apply themselves."""
-        self._share(self.fragments)
+        self._share(self.fragments, self._theta)
 
     def theta(self) -> dict[str, Tensor]:
         """The outer parameters, where the inner steps of the next round begin."""
@@ -243,9 +269,9 @@ class PseudoGradientMethod(OuterMethod):
         """The model becomes theta, or what its bond makes of it."""
         with torch.no_grad():
             for fragment in self.needed:
-                for name, parameter in self.fragments[fragment].items():
-                    parameter.copy_(self._start.begin(name, self._theta[name]))
-        self._share(self.fragments)
+                for name in self.fragments[fragment]:
+                    self._begin(fragment, name)
+        self._share(self.fragments, self._theta)
 
     def figures(self) -> dict[str, float]:
         """What error feedback holds back, how far sent values are from what they stand for, the health of the bond."""
@@ -287,7 +313,8 @@ class GradientMethod(OuterMethod):
         for parameters in self.fragments.values():
             for parameter in parameters.values():
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        self._share({f: {n: p.grad for n, p in ps.items() if p.grad is not None} for f, ps in self.fragments.items()})
+        gradients = {f: {n: p.grad for n, p in ps.items() if p.grad is not None} for f, ps in self.fragments.items()}
+        self._share(gradients, {name: gradient for named in gradients.values() for name, gradient in named.items()})
         self._inner.step()
 
     def shared_state(self) -> dict[str, Tensor]:
@@ -304,7 +331,7 @@ class GradientMethod(OuterMethod):
 
     def restart_from_theta(self) -> None:
         """The ranks get from each other what they did not load themselves."""
-        self._share(self.fragments)
+        self._share(self.fragments, self.theta())
 
 
 def outer_method(

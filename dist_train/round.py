@@ -118,6 +118,7 @@ def follow(replica: Replica, committed: CommittedRound) -> None:
     work = Work(0, 0.0)
     if replica.outer.remembers and replica.id in committed.leases:
         work = train(replica, committed.round, committed.leases[replica.id])
+        replica.outer.gather()
         for fragment in replica.outer.owned:
             replica.outer.contribution(fragment)
     apply(replica, committed, Mail(replica), work)
@@ -149,7 +150,8 @@ def train(replica: Replica, round_number: int, lease: Lease, window_s: float | N
             loss_sum += loss * batch.num_targets
             targets += batch.num_targets
     work.tokens, work.loss = tokens, loss_sum / max(1, targets)
-    _log.info("round %d: trained on %d tokens, loss %.4f", round_number, tokens, work.loss)
+    loss = f", loss {work.loss:.4f}" if work.loss else ""  # of several ranks, some know of none
+    _log.info("round %d: trained on %d tokens%s", round_number, tokens, loss)
     return work
 
 
@@ -175,6 +177,8 @@ def publish(replica: Replica, round_number: int, work: Work) -> None:
     """Encodes fragment after fragment, hands them out, and reports to the coordinator."""
     failpoints.reach("before-publish", round_number)
     outer, payloads = replica.outer, []
+    with work.timed("encode"):
+        outer.gather()
     for fragment in outer.owned:
         with work.timed("encode"):
             encoded = outer.codec.encode(outer.contribution(fragment), outer.layouts[fragment])  # (1), (2), (3)

@@ -28,11 +28,13 @@ from dist_train.engine import evaluate
 from dist_train.model import architecture_of
 from dist_train.sequence.ahead import PlanAhead
 from dist_train.sequence.calibration import Calibration, Sample, all_to_all_bytes, fit, load
+from dist_train.sequence.gradients import is_sharded, shard
 from dist_train.sequence.groups import RankGroups, join_ranks
 from dist_train.sequence.measure import calibration_cases, measure, measure_reduction
 from dist_train.sequence.planner import plan_step
 from dist_train.sequence.ranks import Ranks
 from dist_train.sequence.step import accumulate
+from dist_train.shards import whole
 
 _log = logging.getLogger(__name__)
 FP32_BYTES = 4
@@ -73,12 +75,15 @@ class SequenceEngine:
         return result.loss if self.ranks.rank == 0 else 0.0
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        """Of every batch whose turn is this rank's."""
-        return evaluate(self.model, batches[self.ranks.rank :: self.ranks.count])
+        """Of every batch whose turn is this rank's; where the model is sharded all do all, and rank 0 says it."""
+        if not is_sharded(self.model):
+            return evaluate(self.model, batches[self.ranks.rank :: self.ranks.count])
+        total, num_targets = evaluate(self.model, batches)
+        return (total, num_targets) if self.ranks.rank == 0 else (0.0, 0)
 
     def total_norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Of all gradients, which every rank has."""
-        return get_total_norm(gradients)
+        """Of all gradients, whole on every rank or sharded."""
+        return whole(get_total_norm(gradients))
 
     def figures(self) -> dict[str, float]:
         """Means over the steps since this was last asked, by rank 0."""
@@ -101,8 +106,11 @@ def sequence_engine(
 
     Calibrates in the first start of a run. PlanningError when the config allows no plan.
     """
+    # The model is sharded in place, before anybody keeps its parameters.
     ranks, architecture = join_ranks(timeout_s=config.exchange.outage_deadline_s), architecture_of(config.model)
     capacity = config.sequence.max_tokens_per_rank or -(-5 * config.inner.batch_tokens // (4 * ranks.count))
+    if replica.shard:
+        shard(model, ranks)
     kept = folder / f"sequence-{replica.id}.json"
     calibration, reduction_s = _calibrated(model, ranks, capacity, architecture, kept)
     seen = Ranks.equal(ranks.count, capacity, max_degree=architecture.num_attention_heads)
