@@ -150,8 +150,8 @@ def train(replica: Replica, round_number: int, lease: Lease, window_s: float | N
             loss_sum += loss * batch.num_targets
             targets += batch.num_targets
     work.tokens, work.loss = tokens, loss_sum / max(1, targets)
-    loss = f", loss {work.loss:.4f}" if work.loss else ""  # of several ranks, some know of none
-    _log.info("round %d: trained on %d tokens%s", round_number, tokens, loss)
+    said = f", loss {work.loss:.4f}" if work.loss else ""  # of several ranks, some know of none
+    _log.info("round %d: trained on %d tokens%s", round_number, tokens, said)
     return work
 
 
