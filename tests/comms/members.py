@@ -40,7 +40,7 @@ def rules(replicas: str, *, rounds: int = 3, min_replicas: int | None = None, **
     waits = {"gather": 20.0, "publish": 20.0, "fetch": 10.0, "liveness": 5.0} | deadlines
     return RoundRules(
         tuple(replicas), CONFIG, rounds, 130, len(replicas) if min_replicas is None else min_replicas,
-        waits["gather"], waits["publish"], waits["fetch"], waits["liveness"],
+        waits["gather"], waits["publish"], waits["fetch"], waits["liveness"], ending_deadline_s=waits["fetch"],
     )  # fmt: skip
 
 

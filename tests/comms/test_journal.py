@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comms.agreement import Applied, CommittedRound, Entry, Holder, Payload, Problem, Report
+from comms.agreement import Applied, CommittedRound, Entry, Holder, Offer, Payload, Problem, Report
 from comms.errors import JournalError
 from comms.journal import Journal
 from comms.leases import LeaseBook, Segment
@@ -39,7 +39,10 @@ payloads = st.lists(st.builds(Payload, texts, digests, counts), max_size=2).map(
 reports = st.dictionaries(names, st.builds(Report, numbers, payloads, counts, finite, figures))
 applied = st.dictionaries(names, st.builds(Applied, numbers, digests, finite, counts, figures, figures))
 problems = st.dictionaries(names, st.lists(st.builds(Problem, digests, texts), max_size=2).map(tuple))
-members = st.dictionaries(names, st.builds(Member, texts, texts, numbers, digests, finite, numbers))
+addresses = st.lists(texts, max_size=2).map(tuple)
+members = st.dictionaries(
+    names, st.builds(Member, texts, texts, numbers, digests, finite, numbers, st.none() | finite, addresses)
+)
 books = st.builds(LeaseBook, counts, numbers, counts, leases)
 RULES = rules()
 states = st.builds(
@@ -71,6 +74,10 @@ states = st.builds(
     summarised_round=numbers,
     tokens=counts,
     failure=texts,
+    faults=st.dictionaries(names, st.lists(texts, max_size=2).map(tuple)),
+    damaged=st.dictionaries(names, digests),
+    offers=st.dictionaries(names, st.builds(Offer, numbers, digests, digests, counts)),
+    agreed=st.dictionaries(numbers, digests),
 )
 
 
@@ -110,7 +117,7 @@ def test_the_strategies_know_every_field_of_a_state() -> None:
         "rules", "phase", "round", "since_s", "gathering", "members", "corpus_digest", "book", "short_since_s",
         "leases", "reports", "first_report_s", "opened_s", "attempt", "manifest", "acknowledged", "absent",
         "set_aside", "late", "committed", "committed_reports", "committed_absent", "applied", "round_s",
-        "summarised_round", "tokens", "failure",
+        "summarised_round", "tokens", "failure", "faults", "damaged", "offers", "agreed",
     }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from comms.link_plan import LinkPlan, Simulation
+from comms.link_plan import Path as LinkPath
 from dist_train.config import parse
 from dist_train.report import collect
 from dist_train.report.page import render_page
@@ -66,6 +68,8 @@ def write_run(folder: Path, rounds: int = 5, method: str = "sparseloco") -> RunD
     directory.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     directory.ledgers.mkdir(exist_ok=True)
     directory.ledger("a").write_text("".join(json.dumps(row) + "\n" for row in ledger))
+    asked = LinkPlan().with_path("a", "b", LinkPath(bits_per_second=5e3, latency_s=0.04))
+    directory.simulation.write_bytes(Simulation(asked, "kernel", "in-process").to_json())
     return directory
 
 
