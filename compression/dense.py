@@ -77,7 +77,8 @@ class DenseCodec:
 
     def num_bytes(self, layout: Layout, round_number: int | None = None) -> int:  # noqa: ARG002 - the seam's
         """Exact size of a payload."""
-        return self._frame(layout).overhead_bytes + sum(self._lengths(layout))
+        lengths = self._lengths(layout)
+        return self._frame(layout).overhead_bytes(lengths) + sum(lengths)
 
     def _streams(self, flat: Tensor) -> Sequence[bytes]:
         if self.values == "fp32":
@@ -113,7 +114,7 @@ class DenseCodec:
 
     def _frame(self, layout: Layout) -> Frame:
         if self.values == "int8":
-            return Frame(self.codec_id, (Parameter("block", "I", BLOCK),), ("scales", "codes"), layout.shapes)
+            return Frame(self.codec_id, (Parameter("block", BLOCK),), ("scales", "codes"), layout.shapes)
         return Frame(self.codec_id, (), ("values",), layout.shapes)
 
 

@@ -89,7 +89,7 @@ class Entropy:
         most = sum(_most_words(lane, quantizer) for lane in lanes)
         return [(lengths + 2 * len(lanes), lengths + 2 * most)]
 
-    def expected(self, quota: Quota, quantizer: Quantizer) -> int:
+    def expected(self, quota: Quota, quantizer: Quantizer) -> Sequence[int]:
         """What real pseudo-gradients take after many rounds: measured shares of what can be calculated.
 
         The uniform bound log2 binomial(real values, kept) of each chunk, SIGN_BITS and MAGNITUDE_BITS a value,
@@ -98,7 +98,7 @@ class Entropy:
         per_value = SIGN_BITS + MAGNITUDE_BITS * (quantizer.code_bits - 1)
         bits = uniform_bound_bits(quota) + per_value * quota.total
         bits += LEVEL_BITS * quantizer.code_bits * quota.layout.num_chunks
-        return math.ceil(bits / 8) + (2 + _LENGTH_BYTES) * len(lanes_of(quota)) - _LENGTH_BYTES
+        return [math.ceil(bits / 8) + (2 + _LENGTH_BYTES) * len(lanes_of(quota)) - _LENGTH_BYTES]
 
 
 def uniform_bound_bits(quota: Quota) -> float:

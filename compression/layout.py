@@ -10,9 +10,17 @@ values, each chunk contiguous, so that the buffer viewed as (num_chunks, C) is w
 
 The example to keep in mind: a 1536 x 4096 matrix with C = 4096 is 24 x 64 blocks, 1536 chunks, no padding.
 
+With chunking = "divisor", for runs that are compared with the published code, blocks are cut as that code cuts them:
+
+    a matrix            d(rows) x d(columns), d(n) the largest divisor of n up to sqrt(C)              (5)
+    a vector            runs of d(n), short as they are                                                (6)
+
+A chunk then holds d d' values, followed by zeros up to C.
+
 Paper: Sarfi et al., "Communication Efficient LLM Pre-training with SparseLoCo", arXiv 2508.15706, for (1) and (2).
 Differs: the published code shrinks the chunk to a divisor of the dimension, so that a prime dimension ends with chunks
-of one value and nothing is compressed. We pad (4), and never select or send a padded place.
+of one value and nothing is compressed. We pad (4), and never select or send a padded place, unless (5), (6) are asked
+for; then our buffer takes C values of memory for each of those chunks, and `MOST_PADDING` bounds how many.
 """
 
 from __future__ import annotations
@@ -20,7 +28,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -35,6 +43,13 @@ if TYPE_CHECKING:
 
 MAX_CHUNK = 65_536
 """A place inside a chunk fits 16 bits."""
+Chunking = Literal["padded", "divisor"]
+"""What becomes of a dimension that is no multiple of a block's side: (4), or (5) and (6)."""
+CHUNKINGS: tuple[Chunking, ...] = get_args(Chunking)
+"""In the order of their numbers on the wire."""
+MOST_PADDING = 64
+LITTLE_PADDING = 1 << 24
+"""Under (5), (6) a tensor may take so many times its own values in the buffer, or so many in all."""
 
 
 class FlatLayout:
@@ -73,7 +88,9 @@ class Span:
     """The tensor as a matrix (2, 3)."""
     height: int
     width: int
-    """One block; height * width is the chunk."""
+    """One block."""
+    chunk: int
+    """C, of which the block is the first height * width values; all of them, unless chunking is "divisor"."""
     first_chunk: int
 
     @property
@@ -88,10 +105,9 @@ class Span:
 
     def view(self, flat: Tensor) -> Tensor:
         """The tensor's part of the flat buffer as (blocks down, blocks across, height, width)."""
-        start = self.first_chunk * self.height * self.width
-        return flat[start : start + self.num_chunks * self.height * self.width].view(
-            *self.grid, self.height, self.width
-        )
+        start, block = self.first_chunk * self.chunk, self.height * self.width
+        chunks = flat[start : start + self.num_chunks * self.chunk].view(-1, self.chunk)
+        return chunks[:, :block].view(*self.grid, self.height, self.width)
 
     def regions(self, flat: Tensor, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of equally shaped views of the buffer and of the (rows, cols) matrix that cover every real value once.
@@ -109,7 +125,7 @@ class Span:
 class ChunkLayout:
     """Every tensor cut in chunks of `chunk` values, chunk after chunk, the last ones zero-padded."""
 
-    def __init__(self, shapes: Shapes, chunk: int) -> None:
+    def __init__(self, shapes: Shapes, chunk: int, chunking: Chunking = "padded") -> None:
         side = math.isqrt(chunk) if chunk > 0 else 0
         if side * side != chunk or not 1 <= chunk <= MAX_CHUNK:
             raise ValueError(
@@ -117,14 +133,18 @@ class ChunkLayout:
             )
         self.shapes = _checked(shapes)
         self.chunk = chunk
+        self.chunking: Chunking = chunking
         spans: list[Span] = []
         first = 0
         for name, shape in self.shapes.items():
             matrix = len(shape) >= 2
             rows, cols = (math.prod(shape[:-1]), shape[-1]) if matrix else (1, math.prod(shape))  # (2), (3)
             height, width = (side, side) if matrix else (1, chunk)
-            spans.append(Span(name, shape, rows, cols, height, width, first))
+            if chunking == "divisor":
+                height, width = _divisor(rows, side), _divisor(cols, side)  # (5), (6)
+            spans.append(Span(name, shape, rows, cols, height, width, chunk, first))
             first += spans[-1].num_chunks
+            _check_padding(spans[-1])
         self.spans = tuple(spans)
         self.num_chunks = first
         self.num_values = first * chunk
@@ -164,7 +184,7 @@ class ChunkLayout:
         check_flat(flat, self.num_values)
         tensors = {}
         for span in self.spans:
-            if span.rows == span.height == 1:
+            if span.rows == span.height == 1 and span.width == span.chunk:
                 matrix = span.view(flat).view(1, -1)[:, : span.cols]
             else:
                 matrix = flat.new_empty(span.rows, span.cols)
@@ -189,6 +209,20 @@ def _bands(size: int, block: int) -> Iterator[tuple[slice, int, slice]]:
         yield slice(0, whole), block, slice(0, whole * block)
     if rest:
         yield slice(whole, whole + 1), rest, slice(whole * block, size)
+
+
+def _divisor(size: int, most: int) -> int:
+    """The largest divisor of `size` up to `most`."""
+    return next(n for n in range(min(size, most), 0, -1) if size % n == 0)
+
+
+def _check_padding(span: Span) -> None:
+    block = span.height * span.width
+    if span.chunk > MOST_PADDING * block and span.num_chunks * span.chunk > LITTLE_PADDING:
+        raise ValueError(
+            f'Tensor {span.name!r} {span.shape}: chunking = "divisor" would cut it in chunks of {block} values of '
+            f'{span.chunk}; choose other dimensions, or chunking = "padded"'
+        )
 
 
 def _real(size: int, block: int) -> NDArray[np.int64]:

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 BITS = 12
 LARGEST = 0xFEF
-_SHIFT = 19
+SHIFT = 19
 
 
 def encode(levels: NDArray[np.float64]) -> NDArray[np.uint16]:
     """The codes of nonnegative finite levels, any shape."""
     with np.errstate(over="ignore", under="ignore"):
         raw = levels.astype(np.float32).view(np.uint32)
-    codes: NDArray[np.uint32] = np.minimum((raw + (1 << (_SHIFT - 1))) >> _SHIFT, LARGEST)  # (1)
+    codes: NDArray[np.uint32] = np.minimum((raw + (1 << (SHIFT - 1))) >> SHIFT, LARGEST)  # (1)
     return codes.astype(np.uint16)
 
 
@@ -47,5 +47,5 @@ def decode(codes: NDArray[np.uint16]) -> NDArray[np.float32]:
     """The levels of codes; PayloadError if one is not finite."""
     if codes.max(initial=0) > LARGEST:
         raise PayloadError(f"levels: code {int(codes.max()):#x} is not a finite level (at most {LARGEST:#x})")
-    raw: NDArray[np.uint32] = np.left_shift(codes, _SHIFT, dtype=np.uint32)
+    raw: NDArray[np.uint32] = np.left_shift(codes, SHIFT, dtype=np.uint32)
     return raw.view(np.float32)  # (2)

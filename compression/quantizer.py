@@ -208,7 +208,7 @@ def _two_means(ascending: Values, counts: NDArray[np.int64]) -> tuple[NDArray[np
     num_low = counts[:, None] - num_high
     gain = high_sums * high_sums / num_high + low_sums * low_sums / np.maximum(num_low, 1)
     squares = np.add.accumulate(np.square(ascending, dtype=np.float64), axis=1)[:, -1:]
-    gain -= PRICE * squares * _binary_entropy(k)[counts[:, None] - 1, num_high - 1]
+    gain -= PRICE * squares * binary_entropy(k)[counts[:, None] - 1, num_high - 1]
     gain[num_low < 0] = -1.0
     best = np.argmax(gain, axis=1)[:, None]  # (2)
     high = np.take_along_axis(high_sums, best, 1)[:, 0] / num_high[best[:, 0]]
@@ -219,8 +219,8 @@ def _two_means(ascending: Values, counts: NDArray[np.int64]) -> tuple[NDArray[np
 
 
 @cache
-def _binary_entropy(k: int) -> NDArray[np.float64]:
-    """(k, k): h(j / n) of row n - 1, column j - 1, from integer logarithms; 0 where j >= n."""
+def binary_entropy(k: int) -> NDArray[np.float64]:
+    """(k, k): h(j / n) of row n - 1, column j - 1, j high ones of n values, from integer logarithms; 0 where j >= n."""
     log = [0.0, *(log2_of(i) / 2**LOG_BITS for i in range(1, k + 1))]
     entropy = np.zeros((k, k))
     for n in range(1, k + 1):

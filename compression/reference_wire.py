@@ -5,7 +5,7 @@
     codebook of four fp32 levels for each tensor
 
 Paper: Sarfi et al., arXiv 2508.15706; widths after the authors' code, which sends int64 indices and uint8 codes.
-Differs: framed like our other payloads, and the padded chunks are ours.
+Differs: framed like our other payloads; chunks are padded unless chunking is "divisor".
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from compression.sparse import SparseCodec
 from compression.streams import FixedWidth
 
 if TYPE_CHECKING:
+    from compression.layout import Chunking
     from compression.quantizer import Quantizer
     from compression.quota import Quota
 
@@ -25,7 +26,8 @@ class ReferenceWidths(FixedWidth):
 
     coder_id = 255
 
-    def _widths(self, quota: Quota, quantizer: Quantizer) -> list[tuple[int, int]]:
+    def widths(self, quota: Quota, quantizer: Quantizer) -> list[tuple[int, int]]:
+        """(bits, symbols) of each stream."""
         return [(64, quota.total), (quantizer.level_bits, quantizer.num_levels(quota)), (8, quota.total)]
 
 
@@ -35,5 +37,5 @@ class ReferenceWireCodec(SparseCodec):
     name = "sparseloco-reference-wire"
     codec_id = 17
 
-    def __init__(self, chunk: int = 4096, k: int = 64) -> None:
-        super().__init__(chunk, k, 2, "statistical", ReferenceWidths())
+    def __init__(self, chunk: int = 4096, k: int = 64, *, chunking: Chunking = "padded") -> None:
+        super().__init__(chunk, k, 2, "statistical", ReferenceWidths(), chunking=chunking)

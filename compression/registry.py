@@ -15,6 +15,7 @@ from compression.streams import FixedWidth, StreamCoder
 
 if TYPE_CHECKING:
     from compression.codec import Codec
+    from compression.layout import Chunking
 
 CoderName = Literal["entropy", "rice", "fixed"]
 Method = Literal["sparseloco", "sparseloco-reference-wire", "diloco", "ddp"]
@@ -29,6 +30,7 @@ def codec_for(
     value_bits: int = 2,
     quantizer: str = "sign-magnitude",
     coder: CoderName = "entropy",
+    chunking: Chunking = "padded",
 ) -> Codec:
     """The codec of an outer method. `dense_values` is read by diloco and ddp only, the others by sparseloco only.
 
@@ -41,9 +43,9 @@ def codec_for(
             "rice": Rice(),
             "fixed": FixedWidth(),
         }
-        return SparseCodec(chunk, k, value_bits, quantizer, coders[coder])
+        return SparseCodec(chunk, k, value_bits, quantizer, coders[coder], chunking=chunking)
     if method == "sparseloco-reference-wire":
-        return ReferenceWireCodec(chunk, k)
+        return ReferenceWireCodec(chunk, k, chunking=chunking)
     if method in ("diloco", "ddp"):
         return DenseCodec(dense_values)
     raise ValueError(

@@ -88,7 +88,7 @@ class Rice:
         ]
         return [(bits.num_bytes(1, quota.total), bits.num_bytes(1, most)), *((length, length) for length in fixed)]
 
-    def expected(self, quota: Quota, quantizer: Quantizer) -> int:
+    def expected(self, quota: Quota, quantizer: Quantizer) -> Sequence[int]:
         """For places drawn evenly: of n gaps in N places each is N / (n + 1) - 1 / (n + 1) n on average."""
         b = rice_bits(quota)
         gap = (quota.layout.num_real - quota.counts) / (quota.counts + 1)
@@ -96,7 +96,7 @@ class Rice:
         whole = np.where(stay > 0, stay ** (1 << b), 0.0)
         quotients = quota.counts * (1 + whole / (1 - whole))
         (_, _), *fixed = self.limits(quota, quantizer)
-        return int(np.ceil(quotients.sum() / 8)) + sum(length for length, _ in fixed)
+        return [int(np.ceil(quotients.sum() / 8)), *(length for length, _ in fixed)]
 
 
 def rice_bits(quota: Quota) -> int:

@@ -4,6 +4,7 @@
     S   the k largest of each chunk                topk.select           (1)
     Q   codes and levels of a[S]                   Quantizer.quantize    (2)
     bytes = frame(places of S, levels, codes)      StreamCoder, Frame    (3)
+              (1), (2) on another device than the CPU: `packed`
 
     decode: (3), (2) backwards; everything is checked before anything is allocated, and the meaning of
     every symbol before a value leaves this file                         (4)
@@ -24,12 +25,12 @@ import numpy as np
 import torch
 
 from compression.codec import PayloadError, Update
-from compression.layout import ChunkLayout
+from compression.layout import CHUNKINGS, Chunking, ChunkLayout
 from compression.learning import FIRST_SAVING, bytes_in_round
+from compression.packed import symbols_of
 from compression.quantizer import QUANTIZERS
 from compression.quota import Quota
-from compression.streams import FixedWidth, StreamCoder, Symbols
-from compression.topk import select
+from compression.streams import FixedWidth, StreamCoder
 from compression.wire import Frame, Parameter
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compression.codec import Layout, Shapes
+    from compression.streams import Symbols
 
 DECODE_BYTES_PER_VALUE = 96
 """The most memory that decoding takes for each kept value, result included."""
@@ -55,6 +57,8 @@ class SparseCodec:
         value_bits: int = 2,
         quantizer: str = "sign-magnitude",
         coder: StreamCoder | None = None,
+        *,
+        chunking: Chunking = "padded",
     ) -> None:
         if (quantizer, value_bits) not in QUANTIZERS:
             known = ", ".join(f"{name} with {width}" for name, width in QUANTIZERS)
@@ -65,19 +69,18 @@ class SparseCodec:
             raise ValueError(f"k = {k} is not between 1 and the chunk ({chunk})")
         self.chunk = chunk
         self.k = k
+        self.chunking: Chunking = chunking
         self.quantizer = QUANTIZERS[quantizer, value_bits]
         self.coder: StreamCoder = coder or FixedWidth()
 
     def layout(self, shapes: Shapes) -> ChunkLayout:
         """Chunk after chunk, zero-padded."""
-        return ChunkLayout(shapes, self.chunk)
+        return ChunkLayout(shapes, self.chunk, self.chunking)
 
     def encode(self, flat: Tensor, layout: Layout) -> bytes:
         """The payload of (num_values,) fp32 values on any device. ValueError if one to be sent is not finite."""
         quota = self.quota(layout)
-        places, values = select(flat, quota)  # (1)
-        codes, levels = self.quantizer.quantize(values, quota)  # (2)
-        streams = self.coder.encode(Symbols(places, levels, codes), quota, self.quantizer)
+        streams = self.coder.encode(symbols_of(flat, quota, self.quantizer), quota, self.quantizer)  # (1), (2)
         return self._frame(layout).seal(streams)  # (3)
 
     def decode(self, payload: bytes, layout: Layout, device: torch.device | str = "cpu") -> Update:
@@ -97,24 +100,25 @@ class SparseCodec:
 
     def num_bytes(self, layout: Layout, round_number: int | None = None) -> int:
         """Size of a payload, exact unless the stream coder's lengths vary."""
-        streams_bytes = self.coder.expected(self.quota(layout), self.quantizer)
+        lengths = self.coder.expected(self.quota(layout), self.quantizer)
         if self.coder.learns and round_number is not None:
-            first_bytes = streams_bytes * (1 - FIRST_SAVING)
-            streams_bytes = math.ceil(bytes_in_round(streams_bytes, first_bytes, round_number))
-        return self._frame(layout).overhead_bytes + streams_bytes
+            first = 1 - FIRST_SAVING
+            lengths = [math.ceil(bytes_in_round(length, length * first, round_number)) for length in lengths]
+        return self._frame(layout).overhead_bytes(lengths) + sum(lengths)
 
     def quota(self, layout: Layout) -> Quota:
         """How many values of each chunk of `layout` are kept. TypeError unless this codec made it."""
-        if not isinstance(layout, ChunkLayout) or layout.chunk != self.chunk:
+        if not isinstance(layout, ChunkLayout) or (layout.chunk, layout.chunking) != (self.chunk, self.chunking):
             raise TypeError(f"{self.name} with chunk = {self.chunk} needs the layout that its own layout() makes")
         return Quota(layout, self.k)
 
     def _frame(self, layout: Layout) -> Frame:
         parameters = (
-            Parameter("chunk", "I", self.chunk),
-            Parameter("k", "I", self.k),
-            Parameter("quantizer", "B", self.quantizer.quantizer_id),
-            Parameter("coder", "B", self.coder.coder_id),
+            Parameter("chunk", self.chunk),
+            Parameter("chunking", CHUNKINGS.index(self.chunking)),
+            Parameter("k", self.k),
+            Parameter("quantizer", self.quantizer.quantizer_id),
+            Parameter("coder", self.coder.coder_id),
         )
         return Frame(self.codec_id, parameters, self.coder.streams, layout.shapes)
 

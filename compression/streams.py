@@ -61,8 +61,8 @@ class StreamCoder(Protocol):
     learns: bool
     """Whether it profits from what pseudo-gradients have in common, most of all in the first rounds."""
 
-    def expected(self, quota: Quota, quantizer: Quantizer) -> int:
-        """Bytes of all streams together: exact where lengths are fixed, an expectation elsewhere."""
+    def expected(self, quota: Quota, quantizer: Quantizer) -> Sequence[int]:
+        """Bytes of each stream: exact where lengths are fixed, an expectation elsewhere."""
         ...
 
 
@@ -76,23 +76,23 @@ class FixedWidth:
     def encode(self, symbols: Symbols, quota: Quota, quantizer: Quantizer) -> Sequence[bytes]:
         """Three packed streams."""
         parts = (symbols.places, symbols.levels, symbols.codes)
-        return [bits.pack(part, w) for part, (w, _) in zip(parts, self._widths(quota, quantizer), strict=True)]
+        return [bits.pack(part, w) for part, (w, _) in zip(parts, self.widths(quota, quantizer), strict=True)]
 
     def decode(self, streams: Sequence[memoryview], quota: Quota, quantizer: Quantizer) -> Symbols:
         """Three unpacked streams."""
-        fields = zip(self.streams, streams, self._widths(quota, quantizer), strict=True)
+        fields = zip(self.streams, streams, self.widths(quota, quantizer), strict=True)
         return Symbols(*[bits.unpack(stream, width, count, name) for name, stream, (width, count) in fields])
 
     def limits(self, quota: Quota, quantizer: Quantizer) -> Sequence[tuple[int, int]]:
         """The only lengths there are."""
-        lengths = [bits.num_bytes(width, count) for width, count in self._widths(quota, quantizer)]
+        lengths = [bits.num_bytes(width, count) for width, count in self.widths(quota, quantizer)]
         return [(length, length) for length in lengths]
 
-    def expected(self, quota: Quota, quantizer: Quantizer) -> int:
+    def expected(self, quota: Quota, quantizer: Quantizer) -> Sequence[int]:
         """Exact."""
-        return sum(length for length, _ in self.limits(quota, quantizer))
+        return [length for length, _ in self.limits(quota, quantizer)]
 
-    def _widths(self, quota: Quota, quantizer: Quantizer) -> list[tuple[int, int]]:
+    def widths(self, quota: Quota, quantizer: Quantizer) -> list[tuple[int, int]]:
         """(bits, symbols) of each stream."""
         return [
             (max(1, (quota.layout.chunk - 1).bit_length()), quota.total),

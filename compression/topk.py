@@ -9,8 +9,8 @@ takes; so k + 1 values are asked for:
     |a|_(k) = |a|_(k+1)   those above |a|_(k) stay; the equal ones are chosen again, by the key C - place   (3)
 
 Magnitudes are compared as the integers that their bits are: the same order, faster, and with inf and NaN above all
-numbers, so that looking at the chosen ones is enough to find them. Padding is zero, so it can be chosen only in (3),
-where its key is 0.
+numbers, so that looking at the chosen ones is enough to find them. Padding is zero, which is checked first, so it can
+be chosen only in (3), where its key is 0.
 
 Paper: Sarfi et al., arXiv 2508.15706 (TopK_chunk).
 Differs: ties are decided, so that equal tensors give equal bytes on every machine.
@@ -40,32 +40,33 @@ SLAB_VALUES = 1 << 24
 def select(flat: Tensor, quota: Quota) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
     """The places inside their chunks and the values of what is kept, both (quota.total,), in the quota's order.
 
-    `flat` is the layout's buffer, on any device; the results are in main memory. ValueError if a kept value is not
-    finite, or a padding is not zero.
+    `flat` is the layout's buffer, in main memory. ValueError if a kept value is not finite, or a padding is not zero.
     """
-    layout = quota.layout
+    check_flat(flat, quota.layout.num_values)
+    places, values = largest(flat.detach().numpy(), quota)
+    _check_finite(places, values, quota)
+    return places, values
+
+
+def select_rows(flat: Tensor, quota: Quota) -> tuple[Tensor, Tensor]:
+    """The same by torch on the device of `flat`: (num_chunks, k) int64 places, ascending, and their values.
+
+    Where a chunk is short of real values its row ends with places of C, and zeros. ValueError as `select`.
+    """
+    layout, flat = quota.layout, flat.detach()
     check_flat(flat, layout.num_values)
-    if flat.device.type == "cpu":
-        places, values = largest(flat.detach().numpy(), quota)
-        _check_finite(places, values, quota)
-        return places, values
-    return _select_there(flat.detach(), quota)
-
-
-def _select_there(flat: Tensor, quota: Quota) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
-    """`select` by torch on the tensor's device: only what is kept is copied to main memory."""
-    layout = quota.layout
     chunks = flat.view(layout.num_chunks, layout.chunk)
-    if quota.k == layout.chunk:
-        places, values = _everything(chunks, quota)
-    else:
-        slab = max(1, SLAB_VALUES // layout.chunk)
-        workspace = torch.empty_like(chunks[:slab])  # one for all slabs: touching fresh memory costs more than top-k
-        parts = [_largest(chunks[i : i + slab], i, quota, workspace) for i in range(0, layout.num_chunks, slab)]
-        places = quota.flat(torch.cat([part[0] for part in parts]).to(torch.int32).cpu().numpy())
-        values = quota.flat(torch.cat([part[1] for part in parts]).cpu().numpy())
-    _check(places, values, quota)
-    return places.astype(np.uint16), values
+    at_once = max(1, SLAB_VALUES // layout.chunk)
+    _check_padding(chunks, layout, at_once)
+    # One workspace for all slabs: touching fresh memory costs more than top-k.
+    workspace = torch.empty_like(chunks[:at_once])
+    choose = _everything if quota.k == layout.chunk else _largest
+    parts = [choose(chunks[i : i + at_once], i, quota, workspace) for i in range(0, layout.num_chunks, at_once)]
+    places, values = torch.cat([places for places, _ in parts]), torch.cat([values for _, values in parts])
+    if not bool(values.isfinite().all()):
+        held = quota.flat(places.cpu().numpy()), quota.flat(values.cpu().numpy())
+        _check_finite(*held, quota)
+    return places, values
 
 
 def _largest(chunks: Tensor, first_chunk: int, quota: Quota, workspace: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,8 +80,25 @@ def _largest(chunks: Tensor, first_chunk: int, quota: Quota, workspace: Tensor) 
     for some in (tied[i : i + at_once] for i in range(0, len(tied), at_once)):
         padding = _padding(some.cpu().numpy() + first_chunk, quota.layout)
         places[some] = _untied(magnitudes[some], top.values[some, :k], places[some], padding)
+    return _gathered(chunks, places, quota)
+
+
+def _everything(chunks: Tensor, first_chunk: int, quota: Quota, _workspace: Tensor) -> tuple[Tensor, Tensor]:
+    """What `_largest` gives with k = C: all real places, nothing to choose."""
+    places = torch.arange(quota.k, device=chunks.device).repeat(len(chunks), 1)
+    padding = _padding(np.arange(first_chunk, first_chunk + len(chunks)), quota.layout)
+    if padding is not None:
+        places.masked_fill_(torch.from_numpy(padding).to(places.device), quota.k)
+    return _gathered(chunks, places, quota)
+
+
+def _gathered(chunks: Tensor, places: Tensor, quota: Quota) -> tuple[Tensor, Tensor]:
+    """(n, k) places, ascending, and the values there, zero at places of C."""
     places = places.sort(dim=1).values
-    return places, chunks.gather(1, places.clamp(max=chunk - 1) if quota.ragged else places)
+    if not quota.ragged:
+        return places, chunks.gather(1, places)
+    values = chunks.gather(1, places.clamp(max=quota.layout.chunk - 1))
+    return places, values.masked_fill_(places == quota.layout.chunk, 0)
 
 
 def _untied(magnitudes: Tensor, largest: Tensor, places: Tensor, padding: NDArray[np.bool_] | None) -> Tensor:
@@ -110,18 +128,12 @@ def _padding(chunks: NDArray[np.int64], layout: ChunkLayout) -> NDArray[np.bool_
     return padding
 
 
-def _everything(chunks: Tensor, quota: Quota) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """All real places and values: k = C, nothing to choose."""
-    layout = quota.layout
-    values = chunks.cpu().numpy()
-    places = np.broadcast_to(np.arange(layout.chunk), values.shape)
-    if not len(layout.partial):
-        return places.reshape(-1), values.reshape(-1)
-    real = np.ones(values.shape, np.bool_)
-    real[layout.partial] = layout.is_real(layout.partial[:, None], places[:1])
-    if values[~real].any():
-        raise ValueError("flat is not zero in its padding; it was not made by this layout's pack")
-    return places[real], values[real]
+def _check_padding(chunks: Tensor, layout: ChunkLayout, at_once: int) -> None:
+    for start in range(0, len(layout.partial), at_once):
+        some = layout.partial[start : start + at_once]
+        padding = torch.from_numpy(~layout.is_real(some[:, None], np.arange(layout.chunk)[None])).to(chunks.device)
+        if bool((chunks[torch.from_numpy(some).to(chunks.device)].ne(0) & padding).any()):
+            raise ValueError("flat is not zero in its padding; it was not made by this layout's pack")
 
 
 def _check_finite(places: NDArray[np.integer], values: NDArray[np.float32], quota: Quota) -> None:
@@ -135,13 +147,3 @@ def _check_finite(places: NDArray[np.integer], values: NDArray[np.float32], quot
             f"Tensor {span.name!r} holds {values[worst]} (place {place} of the flat buffer); only finite values can be "
             f"sent. Has the inner optimizer diverged?"
         )
-
-
-def _check(places: NDArray[np.integer], values: NDArray[np.float32], quota: Quota) -> None:
-    _check_finite(places, values, quota)
-    layout = quota.layout
-    if len(layout.partial):
-        chunks = quota.spread(np.arange(layout.num_chunks))
-        cut = quota.spread(layout.num_real) < layout.chunk
-        if not layout.is_real(chunks[cut], places[cut]).all():
-            raise ValueError("flat is not zero in its padding; it was not made by this layout's pack")

@@ -196,6 +196,8 @@ class SparseLoCoConfig(_Section):
     """Bits of one sent value: sign, sign and magnitude, or fp32."""
     quantizer: Literal["sign-magnitude", "statistical"] = "sign-magnitude"
     """`statistical` is the published reference's codebook, for parity."""
+    chunking: Literal["padded", "divisor"] = "padded"
+    """`divisor` shrinks blocks to divisors of a tensor's dimensions, like the published reference, for parity."""
     error_decay: Fraction = 0.95
     """beta: what the error feedback keeps from round to round."""
     aggregate: Literal["mean", "contributors", "weighted"] = "contributors"

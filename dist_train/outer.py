@@ -354,6 +354,7 @@ def outer_method(
         k=sparse.k,
         value_bits=sparse.value_bits,
         quantizer=sparse.quantizer,
+        chunking=sparse.chunking,
     )
     guard = outer.guard == "median-norm"
     if outer.method == "ddp":

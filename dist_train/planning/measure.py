@@ -101,6 +101,7 @@ def _codec_speed(config: Config) -> tuple[float, float]:
         k=sparse.k,
         value_bits=sparse.value_bits,
         quantizer=sparse.quantizer,
+        chunking=sparse.chunking,
     )
     prepare(codec)
     shapes, values = {}, 0

@@ -149,6 +149,7 @@ def payload_of(config: Config, architecture: Architecture, bits_per_value: float
         k=sparse.k,
         value_bits=sparse.value_bits,
         quantizer=sparse.quantizer,
+        chunking=sparse.chunking,
     )
     known: dict[str, tuple[int, int, int]] = {}
     parts = []

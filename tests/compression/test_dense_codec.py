@@ -12,9 +12,9 @@ from compression.dense import DenseCodec, DenseValues
 
 pytestmark = pytest.mark.timeout(60)
 
-HEAD = "44 54 50 4c 01"
-TABLE = "01 00 03 6e 2e 61  01 02 00 00 0001 02 01 62  00"  # "n.a" (2,); "n." shared, "b" ()
-INT8 = "04 02 81 3c  40 81 20  9b 4b 67 f2"  # 2 / 127; 64, -127, 32
+HEAD = "44 54 50 4c 02"
+TABLE = "11 00 00 03 6e 2e 61  02  10 02 00 01 62"  # "n.a" (2,); "n." shared, "b" ()
+INT8 = "04 02 81 3c  40 81 20  80 5e aa 27"  # 2 / 127; 64, -127, 32
 SHAPES: dict[str, tuple[int, ...]] = {"n.a": (2,), "n.b": ()}
 ALL: list[DenseValues] = ["fp32", "bf16", "int8"]
 LARGEST = torch.finfo(torch.float32).max
@@ -25,17 +25,17 @@ LARGEST = torch.finfo(torch.float32).max
     [
         (
             "fp32",
-            f"{HEAD} 01 00 01 02 00  0c 00 00 00 00 00 00 00 {TABLE} 00 00 80 3f 00 00 00 c0 00 00 00 3f  77 98 95 64",
+            f"{HEAD} 01 00 01 02  0c {TABLE} 00 00 80 3f 00 00 00 c0 00 00 00 3f  57 c7 f7 c4",
             [1.0, -2.0, 0.5],
         ),
         (
             "bf16",
-            f"{HEAD} 02 00 01 02 00  06 00 00 00 00 00 00 00 {TABLE} 80 3f 00 c0 00 3f  40 1d da 7b",
+            f"{HEAD} 02 00 01 02  06 {TABLE} 80 3f 00 c0 00 3f  07 de ac 0b",
             [1.0, -2.0, 0.5],
         ),
         (
             "int8",
-            f"{HEAD} 03 04 02 02 00  00 01 00 00  04 00 00 00 00 00 00 00  03 00 00 00 00 00 00 00 {TABLE}{INT8}",
+            f"{HEAD} 03 01 02 02  80 02  04 03 {TABLE}{INT8}",
             [64 * 2 / 127, -2.0, 32 * 2 / 127],
         ),
     ],

@@ -113,7 +113,7 @@ def test_golden_bytes_of_a_matrix() -> None:
     codec = SparseCodec(4, 2, 2, coder=Entropy())
     layout = codec.layout({"w": (2, 2)})
     payload = codec.encode(layout.pack({"w": torch.tensor([[0.0, -1.0], [0.5, 0.0]])}), layout)
-    lanes = payload[10 + 10 + 8 + 13 : -4]
+    lanes = payload[9 + 5 + 1 + 7 : -4]
     lane = Lane([word for (word,) in struct.iter_unpack("<H", lanes)])
     assert decode_slab(lane, (2, 2), (2, 2), 2, 2) == [([0x7E0, 0x7F0], [1, 2], [3, 0])]
     assert lanes.hex(" ") == "00 40 57 00 00 80 b2 5d"

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compression.layout import ChunkLayout, FlatLayout
+from compression.layout import CHUNKINGS, Chunking, ChunkLayout, FlatLayout
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -39,7 +39,7 @@ def test_round_trip_and_conservation_for_any_shape(
     shapes: dict[str, tuple[int, ...]], chunk: int, dtype: torch.dtype
 ) -> None:
     tensors = numbered(shapes, dtype)
-    for layout in (FlatLayout(shapes), ChunkLayout(shapes, chunk)):
+    for layout in (FlatLayout(shapes), ChunkLayout(shapes, chunk), ChunkLayout(shapes, chunk, "divisor")):
         flat = layout.pack(tensors)
         assert flat.dtype == torch.float32
         assert flat.shape == (layout.num_values,)
@@ -51,9 +51,11 @@ def test_round_trip_and_conservation_for_any_shape(
 
 
 @settings(max_examples=80, deadline=None, print_blob=True)
-@given(SHAPES, CHUNKS)
-def test_real_places_are_those_that_pack_fills(shapes: dict[str, tuple[int, ...]], chunk: int) -> None:
-    layout = ChunkLayout(shapes, chunk)
+@given(SHAPES, CHUNKS, st.sampled_from(CHUNKINGS))
+def test_real_places_are_those_that_pack_fills(
+    shapes: dict[str, tuple[int, ...]], chunk: int, chunking: Chunking
+) -> None:
+    layout = ChunkLayout(shapes, chunk, chunking)
     filled = (layout.pack(numbered(shapes)) != 0).numpy().reshape(-1, chunk)
     real = layout.is_real(np.arange(layout.num_chunks)[:, None], np.arange(chunk)[None])
     np.testing.assert_array_equal(filled, real)

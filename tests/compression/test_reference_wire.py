@@ -20,7 +20,7 @@ def test_seventy_two_bits_a_value_for_the_same_update() -> None:
     flat = layout.pack({name: torch.randn(shape, generator=generator) for name, shape in shapes.items()})
     payload = reference.encode(flat, layout)
     kept = sum(min(4, n) for n in layout.num_real.tolist())
-    frame = 4 + 1 + 1 + 1 + 1 + 2 + 10 + 3 * 8 + (3 + 1 + 1 + 8) + (3 + 1 + 1 + 4)
+    frame = 4 + 1 + 1 + 1 + 1 + 1 + 6 + (2 + 1 + 1) + (4 + 1 + 2) + (4 + 1 + 1)
     assert len(payload) == reference.num_bytes(layout) == frame + 9 * kept + 2 * 4 * 4 + 4
     theirs, same = reference.decode(payload, layout), ours.decode(ours.encode(flat, layout), layout)
     assert torch.equal(theirs.values, same.values)

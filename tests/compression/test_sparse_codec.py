@@ -20,14 +20,14 @@ from compression.sparse import SparseCodec
 pytestmark = pytest.mark.timeout(60)
 
 EXAMPLE = bytes.fromhex(
-    "44 54 50 4c  01 10 0a 03 01 00"  # DTPL, version 1, sparseloco, 10 bytes of parameters, 3 streams, 1 tensor
-    "04 00 00 00  02 00 00 00  02 00"  # C = 4, k = 2, sign-magnitude, fixed width
-    "01 00 00 00 00 00 00 00  03 00 00 00 00 00 00 00  01 00 00 00 00 00 00 00"  # lengths
-    "01 00 01 77  02  02 00 00 00 02 00 00 00"  # fp32 "w" (2, 2)
+    "44 54 50 4c  02 10 05 03 01"  # DTPL, version 2, sparseloco, 5 parameters, 3 streams, 1 tensor
+    "04 00 02  02 00"  # C = 4, padded, k = 2, sign-magnitude, fixed width
+    "01 03 01"  # lengths
+    "12 00 00 01 77  02 02"  # fp32 of two dimensions, "w" (2, 2)
     "09"  # places 1 and 2
     "e0 07 7f"  # low 0.5 = 7e0, high 1 = 7f0
     "03"  # -high, +low
-    "35 a1 48 45"
+    "cf 73 07 cf"
 )
 CODECS = st.builds(
     lambda chunk, k, kind: SparseCodec(chunk, min(k, chunk), kind[1], kind[0]),

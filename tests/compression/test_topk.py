@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from compression.layout import ChunkLayout
 from compression.quota import Quota
-from compression.topk import _select_there, select
+from compression.topk import select, select_rows
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -23,6 +23,12 @@ def oracle(flat: torch.Tensor, quota: Quota) -> list[int]:
         places = sorted((p for p in range(layout.chunk) if real[p]), key=lambda p: (-abs(values[p]), p))
         chosen += sorted(places[: quota.counts[c]])
     return chosen
+
+
+def select_there(flat: torch.Tensor, quota: Quota) -> tuple[np.ndarray, np.ndarray]:
+    """What a GPU does, as `select` has it."""
+    places, values = select_rows(flat, quota)
+    return quota.flat(places.cpu().numpy()), quota.flat(values.cpu().numpy())
 
 
 @settings(max_examples=150, deadline=None, print_blob=True)
@@ -45,7 +51,7 @@ def test_oracle_any_shape_with_many_ties(
     flat = layout.pack(tensors)
     places, values = select(flat, quota)
     assert places.tolist() == oracle(flat, quota)
-    there, same = _select_there(flat, quota)  # what a GPU does
+    there, same = select_there(flat, quota)
     np.testing.assert_array_equal(there, places)
     np.testing.assert_array_equal(same, values)
     positions = quota.spread(np.arange(0, layout.num_values, chunk)) + places
@@ -65,7 +71,7 @@ def test_tied_values_are_the_same_however_many_chunks_are_worked_on_at_once(monk
     flat = layout.pack({"w": torch.randn(320, 256, generator=torch.Generator().manual_seed(0)).bfloat16()})
     whole, _ = select(flat, Quota(layout, 100))
     monkeypatch.setattr("compression.topk.SLAB_VALUES", 3 * 4096)
-    parts, _ = _select_there(flat, Quota(layout, 100))
+    parts, _ = select_there(flat, Quota(layout, 100))
     np.testing.assert_array_equal(whole, parts)
 
 
@@ -88,7 +94,7 @@ def test_agreement_with_torch_on_many_chunks(kind: str, threads: int) -> None:
         places, kept = select(flat, quota)
     finally:
         torch.set_num_threads(before)
-    there, same = _select_there(flat, quota)
+    there, same = select_there(flat, quota)
     np.testing.assert_array_equal(places, there)
     np.testing.assert_array_equal(kept, same)
 
@@ -99,7 +105,9 @@ def test_agreement_of_the_gpu_with_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
     flat = layout.pack({name: torch.randn(shape, generator=generator) for name, shape in layout.shapes.items()})
     for k in (1, 64, 4096):
-        for here, there in zip(select(flat, Quota(layout, k)), select(flat.cuda(), Quota(layout, k)), strict=True):
+        for here, there in zip(
+            select(flat, Quota(layout, k)), select_there(flat.cuda(), Quota(layout, k)), strict=True
+        ):
             np.testing.assert_array_equal(here, there)
 
 
@@ -109,15 +117,17 @@ def test_a_value_that_is_not_finite_is_named(bad: float, k: int) -> None:
     layout = ChunkLayout({"a": (2, 2), "b": (3, 3)}, 4)
     flat = layout.pack({"a": torch.ones(2, 2), "b": torch.ones(3, 3)})
     flat[8] = bad  # the third chunk, which is the second of b
-    with pytest.raises(ValueError, match=r"'b' holds -?(nan|inf) \(place 8 of"):
-        select(flat, Quota(layout, k))
+    for choose in (select, select_rows):
+        with pytest.raises(ValueError, match=r"'b' holds -?(nan|inf) \(place 8 of"):
+            choose(flat, Quota(layout, k))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_a_buffer_with_something_in_its_padding_is_refused(k: int) -> None:
     layout = ChunkLayout({"a": (3,)}, 4)
-    with pytest.raises(ValueError, match="not zero in its padding"):
-        select(torch.tensor([1.0, 2, 3, 9]), Quota(layout, k))
+    for choose in (select, select_rows):
+        with pytest.raises(ValueError, match="not zero in its padding"):
+            choose(torch.tensor([1.0, 2, 3, 9]), Quota(layout, k))
 
 
 def test_k_must_fit_the_chunk() -> None:
