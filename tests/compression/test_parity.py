@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from compression.aggregate import aggregate
 from compression.codec import Codec, Layout, PayloadError, Update
 from compression.layout import ChunkLayout
-from compression.registry import codec_for
+from compression.registry import CoderName, codec_for
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -70,6 +72,30 @@ def test_golden_two_replicas_from_values_to_the_aggregate(method: str) -> None:
         wanted[place] = value
     assert torch.equal(got["w"], wanted)
     assert got["b"].tolist() == [3, 2, 4, 4.5, 0.5, 0]
+
+
+@settings(max_examples=40, deadline=None, print_blob=True)
+@given(
+    st.lists(st.lists(st.integers(1, 20), max_size=3).map(tuple), min_size=1, max_size=3),
+    st.sampled_from(["entropy", "rice", "fixed"]),
+    st.sampled_from([1, 2]),
+    st.integers(0, 2**32),
+)
+def test_divisor_chunks_of_any_shape_come_back_from_every_coder(
+    shapes: list[tuple[int, ...]], coder: CoderName, bits: int, seed: int
+) -> None:
+    codec = codec_for("sparseloco", chunk=16, k=3, value_bits=bits, coder=coder, chunking="divisor")
+    layout = codec.layout({str(i): shape for i, shape in enumerate(shapes)})
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {name: torch.randn(shape, generator=generator) + 2 for name, shape in layout.shapes.items()}
+    update = codec.decode(codec.encode(layout.pack(tensors), layout), layout)
+    flat = torch.zeros(layout.num_values)
+    update.add_to(flat)
+    assert len(update.values) == codec.num_values(layout)
+    assert sum(int((t != 0).sum()) for t in layout.unpack(flat).values()) == int((flat != 0).sum())
+    for name, tensor in layout.unpack(flat).items():
+        held = tensor != 0
+        assert torch.equal(tensor[held].sign(), tensors[name][held].sign())
 
 
 def test_a_member_that_pads_refuses_one_that_divides() -> None:
