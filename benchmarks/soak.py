@@ -54,7 +54,9 @@ def soak(replicas: int, minutes: float, step_s: float, folder: Path) -> dict[str
             member: _slope(settled[:, 0], settled[:, column], rounds_per_s) | {"first_bytes": samples[0][column]}
             for column, member in enumerate(watched, start=1)
         },
-        "samples": [dict(zip(("at_s", *watched), sample, strict=True)) for sample in samples[:: max(1, len(samples) // 30)]],
+        "samples": [
+            dict(zip(("at_s", *watched), sample, strict=True)) for sample in samples[:: max(1, len(samples) // 30)]
+        ],
     }
 
 

@@ -1,8 +1,8 @@
 """A run under faults: `python -m benchmarks.chaos --replicas 8 --minutes 5 --seed 1 --json`.
 
-One run: a phase without faults (a fifth of the time, at least half a minute), then a fault every ten seconds, then quiet
-until everybody contributes again. The history is kept (--folder), judged from itself alone, and can be judged again:
-`--check HISTORY`. Exit code 1 when the judge finds something.
+One run: a phase without faults, then a fault every ten seconds, then quiet until everybody contributes again. The
+history is kept (--folder), judged from itself alone, and can be judged again: `--check HISTORY`. Exit code 1 when the
+judge finds something.
 """
 
 from __future__ import annotations
@@ -167,10 +167,11 @@ def _text(found: dict[str, Any]) -> str:
     lines = [
         f"{found['rounds']} rounds, {found['replicas']} replicas, faults: {found['faults']}",
         f"throughput: {rates['of_all']:.1%} of all, {rates['of_surviving']:.1%} of the surviving replica-seconds",
-        *(f"{fault}: next commit after {t['median']:.1f} s, worst {t['worst']:.1f} s" for fault, t in found["recovery_s"].items()),
-        *(f"VIOLATION {what}" for what in found["violations"] or ()),
-        f"{len(found['violations'])} violations",
-    ]  # fmt: skip
+    ]
+    for fault, took in found["recovery_s"].items():
+        lines.append(f"{fault}: next commit after {took['median']:.1f} s, worst {took['worst']:.1f} s")
+    lines += [f"VIOLATION {what}" for what in found["violations"]]
+    lines.append(f"{len(found['violations'])} violations")
     return "\n".join(lines)
 
 

@@ -1,11 +1,11 @@
 """What a history must not contain, found from the history alone. Each check yields a sentence for each violation.
 
-    agreement        whoever applied a round held the same parameters after it, and applied the same contributions
-    applied_once     within one process a replica goes from a round to the next: none left out, none twice
-    commits          rounds 1, 2, 3 … are committed, each once, at rising times
-    leases           what rounds consumed, what came back and what is still held make up the stream: no gap, no overlap
-    faults           every fault fired, and was lifted
-    recovery         after a fault the run commits again, and the victim contributes again, within the bounds
+agreement        whoever applied a round held the same parameters after it, and applied the same contributions
+applied_once     within one process a replica goes from a round to the next: none left out, none twice
+commits          rounds 1, 2, 3 … are committed, each once, at rising times
+leases           what rounds consumed, what came back and what is still held make up the stream: no gap, no overlap
+faults           every fault fired, and was lifted
+recovery         after a fault the run commits again, and the victim contributes again, within the bounds
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def leases(records: Sequence[Record]) -> Iterator[str]:
     for number, start, stop, owner in sorted(owned):
         begins, ends = number * per_epoch + start, number * per_epoch + stop
         if begins != at:
-            yield f"{abs(begins - at)} tokens {'lost' if begins > at else 'consumed twice'} before {number}:{start}, {owner}"
+            what = "lost" if begins > at else "consumed twice"
+            yield f"{abs(begins - at)} tokens {what} before {number}:{start}, {owner}"
         at = max(at, ends)
     if at != epoch * per_epoch + position:
         yield f"the last owner ends at token {at}, and {epoch}:{position} was reached"
@@ -124,7 +125,8 @@ def recovery(records: Sequence[Record]) -> Iterator[str]:
             continue
         back = [r["at"] for r in rounds if r["at"] > record["lifted_at"] and record["victim"] in r["contributors"]]
         if _too_late(back, record["lifted_at"], header["return_bound_s"], over_at):
-            yield f"{record['victim']} did not contribute within {header['return_bound_s']:g} s of the end of its {name}"
+            bound_s = header["return_bound_s"]
+            yield f"{record['victim']} did not contribute within {bound_s:g} s of the end of its {record['fault']}"
 
 
 CHECKS: dict[str, Check] = {

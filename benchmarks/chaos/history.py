@@ -1,13 +1,13 @@
 """What happened in a run, one JSON object a line: all that the checker may look at, and enough to be checked again.
 
-    header   version, seed, replicas, and the bounds that recovery is held to
-    phase    which part of the run begins: start, baseline, chaos, quiet, end
-    started  a process: member, its number among that member's, pid
-    log      what a member said, when, by its own clock (all are on one machine)
-    exited   the process, and its code
-    fault    kind, victim, when it was injected, the evidence that it fired (empty: none), when it was lifted
-    round    from the coordinator's journal: contributors and what each consumed of the corpus; tokens from its metrics
-    stream   from the journal's last state: how far the corpus was handed out, what came back, what is still held
+header   version, seed, replicas, and the bounds that recovery is held to
+phase    which part of the run begins: start, baseline, chaos, quiet, end
+started  a process: member, its number among that member's, pid
+log      what a member said, when, by its own clock (all are on one machine)
+exited   the process, and its code
+fault    kind, victim, when it was injected, the evidence that it fired (empty: none), when it was lifted
+round    from the coordinator's journal: contributors and what each consumed of the corpus; tokens from its metrics
+stream   from the journal's last state: how far the corpus was handed out, what came back, what is still held
 """
 
 from __future__ import annotations

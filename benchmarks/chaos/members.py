@@ -124,8 +124,8 @@ class Members:
         self._readers.append(threading.Thread(target=self._listen, args=(member, number, pipe), daemon=True))
         self._readers[-1].start()
         inside = None if self.star is None else f"/proc/{os.getpid()}/fd/{self.star.descriptor(member)}"
-        facts = (member, arguments, str(pipe), inside, str(self._fired(member)), self._step_s)
-        self.processes[member] = self._context.Process(target=run_member, args=facts, name=member)
+        facts = (member, arguments, str(pipe), inside, str(self._fired(member)))
+        self.processes[member] = self._context.Process(target=run_member, args=facts, kwargs={"step_s": self._step_s})
         self.processes[member].start()
         self.history.add("started", member=member, number=number, pid=self.pid(member))
 
@@ -148,13 +148,12 @@ def _said(line: str) -> dict[str, Any]:
         return {"message": line}
 
 
-def run_member(
-    member: str, arguments: list[str], pipe: str, inside: str | None, fired: str, step_s: float
-) -> None:
+def run_member(member: str, arguments: list[str], pipe: str, inside: str | None, fired: str, *, step_s: float) -> None:
     """The life of a member's process: one command of dist-train, on its own machine, at the pace of a given device."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    for said in (1, 2):
-        os.dup2(os.open(pipe, os.O_WRONLY), said)
+    log = os.open(pipe, os.O_WRONLY)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     os.environ["DIST_TRAIN_FAILPOINTS_LOG"] = fired
     signal.signal(signal.SIGUSR1, lambda *_: failpoints.arm("encoded-payload=corrupt"))
     from launcher import cli  # noqa: PLC0415 - imported already by the process that this one was forked from

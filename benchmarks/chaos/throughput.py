@@ -4,10 +4,10 @@
     of all    = rate(chaos) / rate(baseline)                    a newcomer's tokens left out
     surviving = tokens(chaos) / (rate(baseline) / replicas * surviving replica-seconds)
 
-A replica survives while its process is there, is not stopped and is not cut off: from the injection of a fault until it
-is lifted (killed: until the new process has joined) its seconds don't count. All else is charged to the run: what the
-others wait for the dead, a killed replica's lost work and its wait for the next round, rounds that are redone, and every
-second without a coordinator. A newcomer's seconds count from its admission until it leaves.
+A replica survives while its process is there, is not stopped and is not cut off: from the injection of a fault to
+its end (killed: until the new process has joined) its seconds don't count. All else is charged to the run: what the
+others wait for the dead, a killed replica's lost work and its wait for the next round, rounds that are redone, and
+every second without a coordinator. A newcomer's seconds count from its admission until it leaves.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def throughput(records: Sequence[Record]) -> dict[str, Any]:
 def _between(records: Sequence[Record], since: float, until: float) -> dict[str, float]:
     """Tokens committed after the first commit of a time, up to the last."""
     rounds = [r for r in records if r["kind"] == "round" and r["at"] is not None and since <= r["at"] <= until]
-    if len(rounds) < 2:  # noqa: PLR2004 - the first one only starts the clock
+    if len(rounds) < 2:  # the first one only starts the clock
         raise ValueError("too few rounds were committed for a rate")
     first, last = rounds[0]["at"], rounds[-1]["at"]
     return {
@@ -50,7 +50,9 @@ def _between(records: Sequence[Record], since: float, until: float) -> dict[str,
         "seconds": last - first,
         "rounds": len(rounds) - 1,
         "tokens": sum(sum(record["tokens"].values()) for record in rounds[1:]),
-        "own_tokens": sum(record["tokens"].get(replica, 0) for record in rounds[1:] for replica in records[0]["replicas"]),
+        "own_tokens": sum(
+            record["tokens"].get(replica, 0) for record in rounds[1:] for replica in records[0]["replicas"]
+        ),
     }
 
 
