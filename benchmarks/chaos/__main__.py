@@ -169,7 +169,11 @@ def _text(found: dict[str, Any]) -> str:
         f"throughput: {rates['of_all']:.1%} of all, {rates['of_surviving']:.1%} of the surviving replica-seconds",
     ]
     for fault, took in found["recovery_s"].items():
-        lines.append(f"{fault}: next commit after {took['median']:.1f} s, worst {took['worst']:.1f} s")
+        lost_s = rates["lost_replica_seconds"].get(fault, 0.0)
+        lines.append(
+            f"{fault}: next commit after {took['median']:.1f} s, worst {took['worst']:.1f} s; "
+            f"cost {lost_s:.1f} replica-seconds"
+        )
     lines += [f"VIOLATION {what}" for what in found["violations"]]
     lines.append(f"{len(found['violations'])} violations")
     return "\n".join(lines)

@@ -12,7 +12,10 @@ every second without a coordinator. A newcomer's seconds count from its admissio
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from benchmarks.chaos.history import Record
@@ -27,7 +30,7 @@ def throughput(records: Sequence[Record]) -> dict[str, Any]:
     base = _between(records, begins["baseline"], begins["chaos"])
     hurt = _between(records, begins["chaos"], begins["quiet"])
     per_replica_second = base["tokens"] / base["seconds"] / replicas
-    surviving_s = replicas * hurt["seconds"] - _down_s(records, hurt) + _newcomer_s(records, hurt)
+    surviving_s = _surviving_s(records, hurt)
     return {
         "of_all": hurt["own_tokens"] / hurt["seconds"] / (base["tokens"] / base["seconds"]),
         "of_surviving": hurt["tokens"] / (per_replica_second * surviving_s),
@@ -35,7 +38,36 @@ def throughput(records: Sequence[Record]) -> dict[str, Any]:
         "chaos": hurt,
         "replica_seconds": replicas * hurt["seconds"],
         "surviving_replica_seconds": surviving_s,
+        "lost_replica_seconds": _lost(records, hurt, per_replica_second),
     }
+
+
+def _lost(records: Sequence[Record], span: dict[str, float], per_replica_second: float) -> dict[str, float]:
+    """What one fault of each kind cost in surviving replica-seconds: the median over the times to the next fault."""
+    faults = [record for record in records if record["kind"] == "fault"]
+    ends = [*(record["at"] for record in faults[1:]), span["to"]]
+    lost = defaultdict[str, list[float]](list)
+    for fault, until in zip(faults, ends, strict=True):
+        window = {"from": max(fault["at"], span["from"]), "to": min(until, span["to"])}
+        if window["to"] > window["from"]:
+            expected_s = _surviving_s(records, window)
+            lost[fault["fault"]].append(expected_s - _tokens_in(records, window) / per_replica_second)
+    return {fault: median(costs) for fault, costs in lost.items()}
+
+
+def _tokens_in(records: Sequence[Record], window: dict[str, float]) -> float:
+    """Tokens committed in a time, those of each round spread evenly over the time since the round before."""
+    rounds = [record for record in records if record["kind"] == "round" and record["at"] is not None]
+    tokens = 0.0
+    for before, after in pairwise(rounds):
+        share = _overlap_s(before["at"], after["at"], window) / max(1e-9, after["at"] - before["at"])
+        tokens += share * sum(after["tokens"].values())
+    return tokens
+
+
+def _surviving_s(records: Sequence[Record], span: dict[str, float]) -> float:
+    everybody_s = len(records[0]["replicas"]) * (span["to"] - span["from"])
+    return everybody_s - _down_s(records, span) + _newcomer_s(records, span)
 
 
 def _between(records: Sequence[Record], since: float, until: float) -> dict[str, float]:
