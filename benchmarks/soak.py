@@ -30,7 +30,7 @@ def soak(replicas: int, minutes: float, step_s: float, folder: Path) -> dict[str
     history = History(folder / "history.jsonl")
     watched = (COORDINATOR, config.replica[0].id)
     samples: list[tuple[float, int, int]] = []
-    with Members(config, history, step_s) as members:
+    with Members(config, history, step_s, fork=False) as members:
         members.start_coordinator()
         for replica in config.replica:
             members.start_replica(replica.id)

@@ -19,7 +19,7 @@ import threading
 import time
 from contextlib import suppress
 from datetime import datetime
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +40,19 @@ _PRELOADED = ("benchmarks.chaos.members", "launcher.cli", "dist_train.replica", 
 class Members:
     """The processes of one run, by member. Leaving the `with` block kills what is left."""
 
-    def __init__(self, config: Config, history: History, step_s: float, star: Star | None = None) -> None:
+    def __init__(
+        self, config: Config, history: History, step_s: float, star: Star | None = None, *, fork: bool = True
+    ) -> None:
+        """`fork`: members begin as copies of a process that has imported everything; else each imports for itself."""
         self.config, self.history, self.star = config, history, star
         self.directory = RunDirectory(Path(config.run.directory))
-        self.processes: dict[str, ForkServerProcess] = {}
+        self.processes: dict[str, ForkServerProcess | SpawnProcess] = {}
         self._numbers: dict[str, int] = {}
         self._step_s = step_s
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(_PRELOADED))
+        self._context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
+        if fork:
+            self._context = multiprocessing.get_context("forkserver")
+            self._context.set_forkserver_preload(list(_PRELOADED))
         self._readers: list[threading.Thread] = []
         self.address = f"{star.addresses[COORDINATOR]}:{COORDINATOR_PORT}" if star else f"127.0.0.1:{_free_port()}"
         self.directory.path.mkdir(parents=True, exist_ok=True)
@@ -106,7 +111,7 @@ class Members:
         resource.prlimit(self.pid(member), resource.RLIMIT_FSIZE, (num_bytes, hard))
 
     def resident_bytes(self, member: str) -> int:
-        """Memory that is the member's own: what it shares with the process that it was forked from is not its."""
+        """Memory that is the member's alone."""
         text = Path(f"/proc/{self.pid(member)}/smaps_rollup").read_text(encoding="utf-8")
         sizes = {line.split(":")[0]: line.split()[1] for line in text.splitlines()[1:]}
         return 1024 * (int(sizes["Private_Clean"]) + int(sizes["Private_Dirty"]))
