@@ -4,8 +4,8 @@
     DIST_TRAIN_FAILPOINTS_LOG=FILE                                   a line for each one that fired, before it acts
 
 Actions: `kill` (SIGKILL to this process), `stop` (SIGSTOP; somebody else continues it), `cut` (every connection of this
-process breaks), `full` (OSError: no space left on device). Each fires once. A test that injects a fault reads the log
-to be sure that it fired.
+process breaks), `full` (OSError: no space left on device), `corrupt` (a bit of the data that passes there flips; only
+where there is data: see `spoil`). Each fires once. A test that injects a fault reads the log to be sure that it fired.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-Action = Literal["kill", "stop", "cut", "full"]
+Action = Literal["kill", "stop", "cut", "full", "corrupt"]
 Point = Literal[
     "before-publish",
+    "encoded-payload",
     "mid-stream",
     "after-publish",
     "before-acknowledge",
@@ -61,13 +62,32 @@ def parse(text: str) -> list[Failpoint]:
 _armed: list[Failpoint] = parse(os.environ.get(_VARIABLE, ""))
 
 
+def arm(text: str) -> None:
+    """Adds failpoints, written as in the environment variable, to those of this process. ValueError as `parse`."""
+    _armed.extend(parse(text))
+
+
 def reach(point: Point, round_number: int) -> None:
     """Marks a place in the code. Costs a look at an empty list when nothing is armed."""
+    _take(point, round_number)
+
+
+def spoil(point: Point, round_number: int, data: bytes) -> bytes:
+    """Marks a place that data passes: `data`, or, when `corrupt` is armed here, the same with one bit flipped."""
+    if _take(point, round_number) != "corrupt" or not data:
+        return data
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def _take(point: Point, round_number: int) -> Action | None:
+    """Lets the first failpoint that is armed for this place act; what its action was."""
     for failpoint in _armed:
         if failpoint.point == point and failpoint.round in (None, round_number):
             _armed.remove(failpoint)
             _fire(failpoint, round_number)
-            return
+            return failpoint.action
+    return None
 
 
 def _fire(failpoint: Failpoint, round_number: int) -> None:
@@ -83,6 +103,8 @@ def _fire(failpoint: Failpoint, round_number: int) -> None:
             _cut_connections()
         case "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        case "corrupt":
+            pass  # what the data's own place does: see spoil
 
 
 def _cut_connections() -> None:

@@ -59,6 +59,8 @@ Route = Literal["direct", "relay"]
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.25
+_SLOWER, _LONGEST_PAUSE_S = 1.25, 5.0
+"""Each further attempt to reach the coordinator waits so much longer: by a quarter of how long it has been gone."""
 _GOODBYE_S = 1.0
 _FETCHES_AT_ONCE = 2
 _Call = grpc.aio.StreamStreamCall[pb.MemberMessage, pb.CoordinatorMessage]
@@ -263,7 +265,7 @@ class GrpcTransport:
                     f"({why}). Is it up? Raise exchange.outage_deadline_s."
                 )
             await asyncio.sleep(min(remaining_s, pause_s * random.uniform(0.5, 1.5)))  # noqa: S311 - spreads reconnections
-            pause_s = min(2 * pause_s, 5.0)
+            pause_s = min(_SLOWER * pause_s, _LONGEST_PAUSE_S)
 
     def _is_not_believed(self, error: grpc.aio.AioRpcError) -> bool:
         """Whether our token is wrong for good. Once let in, it may just be on its way to one of the two machines."""

@@ -34,6 +34,7 @@ class Journal:
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
+            self._database.execute("PRAGMA cache_size = -256")  # KiB: what was written is hardly ever read again
             self._database.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise JournalError(f"{path}: {error}") from error

@@ -275,7 +275,8 @@ class _Step:
         if self.state.phase is Phase.DONE and not self.state.behind:
             return
         state = self.state
-        gathering = {*state.members, *state.leases, *(state.gathering if state.phase is Phase.GATHER else ())}
+        gone = {replica for replica, member in state.members.items() if member.gone_since_s is not None}
+        gathering = {*state.members, *state.leases, *(state.gathering if state.phase is Phase.GATHER else ())} - gone
         if state.phase is Phase.GATHER and not state.gathering:
             gathering = set()  # still everybody named in the config
         self._set(
@@ -297,8 +298,8 @@ class _Step:
         match state.phase:
             case Phase.DONE | Phase.FAILED:
                 self._send(replica, Finish(state.failure))
-            case Phase.WORK if replica not in state.leases and not state.reports:
-                self._admit(replica)  # the round is young; later on it watches
+            case Phase.WORK if replica not in state.leases and self._is_young():
+                self._admit(replica)  # later on it watches
             case Phase.AGREE if replica in state.reports and state.members[replica].planned_round < state.round:
                 self._plan(replica)
                 self._send(replica, self._proposal())
@@ -329,6 +330,15 @@ class _Step:
         book, lease = self.state.book.grant(self.state.rules.lease_tokens)
         absent = _without(self.state.absent, replica)
         self._set(book=book, leases={**self.state.leases, replica: lease}, absent=absent)
+
+    def _is_young(self) -> bool:
+        """Whether those in the open round would lose less by waiting for one more than that one by watching.
+
+        If all work alike, each of n would wait as long as the round is old; the newcomer would watch for the rest.
+        """
+        state = self.state
+        age_s = self.now_s - state.opened_s
+        return not state.reports and (not state.round_s or age_s * len(state.leases) <= state.round_s - age_s)
 
     def _plan(self, replica: str) -> None:
         """Tells a member of its lease, once over each stream."""

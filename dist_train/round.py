@@ -182,6 +182,7 @@ def publish(replica: Replica, round_number: int, work: Work) -> None:
     for fragment in outer.owned:
         with work.timed("encode"):
             encoded = outer.codec.encode(outer.contribution(fragment), outer.layouts[fragment])  # (1), (2), (3)
+        encoded = failpoints.spoil("encoded-payload", round_number, encoded)
         with work.timed("publish"):
             payloads.append(replica.transport.publish(round_number, fragment, encoded))
     with work.timed("publish"):
@@ -232,7 +233,7 @@ def apply(replica: Replica, committed: CommittedRound, mail: Mail, work: Work) -
         replica.outer.finish_round()
         replica.theta_digest = digest = replica.outer.digest()
     replica.round = committed.round
-    _log.info("round %d: applied, parameters %s", committed.round, digest[:12])
+    _log.info("round %d: applied %s, parameters %s", committed.round, ", ".join(committed.contributors), digest[:12])
     with work.timed("validate"):
         loss_sum, targets = validate(replica, committed)
     health = {**replica.outer.figures(), **replica.inner.engine.figures()}

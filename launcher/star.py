@@ -60,6 +60,17 @@ class Star:
         """Has this thread on the member's machine: what it starts there stays there."""
         return self._inside[member].entered()
 
+    def descriptor(self, member: str) -> int:
+        """The open file of the member's namespace, for processes that move into it by themselves."""
+        return self._inside[member].descriptor
+
+    def plug(self, member: str, *, into_hub: bool) -> bool:
+        """Pulls the member's cable out of the hub, or puts it in again; whether it is in, by the kernel's word."""
+        with self._hub.entered(), IPRoute() as ip:
+            index = _index(ip, _port_name(self.members.index(member)))
+            ip.link("set", index=index, state="up" if into_hub else "down")
+            return bool(ip.get_links(index)[0]["state"] == "up")
+
     def connect(self, member: str, port: int) -> socket.socket:
         """A connection to a server of `member`, from its own machine, so that no limit applies. OSError if refused."""
         with self.entered(member):

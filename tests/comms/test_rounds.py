@@ -200,6 +200,39 @@ def test_a_newcomer_enters_a_young_round_and_watches_an_older_one() -> None:
         assert contributors(world) == [first_round, "abc"]
 
 
+@pytest.mark.parametrize(("age_s", "enters"), [(30, True), (40, False)])
+def test_who_comes_late_enters_only_while_the_others_lose_less_by_that_than_itself_by_watching(
+    age_s: float, enters: bool
+) -> None:
+    """Two work, and a round takes 100 s: entering at age t costs them 2 t, and watching costs the newcomer 100 - t."""
+    world = World(rules(rounds=3))
+    world.start("a", "b")
+    world.act(work="")
+    world.pass_time(60)  # nobody waits for c any longer
+    world.act(work="")
+    world.pass_time(100)
+    world.work("a")
+    world.work("b")
+    world.act(work="")
+    world.pass_time(age_s)
+    world.start("c")
+    world.act(work="")
+    world.act()
+    assert contributors(world) == ["ab", "abc" if enters else "ab", "abc"]
+
+
+def test_a_restarted_coordinator_does_not_wait_for_those_who_had_gone() -> None:
+    world = working(rounds=2)
+    world.crash("c")
+    world.pass_time(6)
+    world.restart()
+    world.connect("a")
+    world.connect("b")
+    world.act()
+    assert contributors(world) == ["ab", "ab"]
+    assert phase(world) is Phase.DONE
+
+
 def test_a_newcomer_enters_a_round_that_lacks_replicas_also_one_that_only_watched_before() -> None:
     world = World(rules())
     world.start("a", "b")

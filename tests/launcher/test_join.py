@@ -78,6 +78,9 @@ def join(members: Processes, name: str, folder: Path, *options: str) -> subproce
     )  # fmt: skip
 
 
+ROUNDS, CHECKPOINT_EVERY = 30, 10
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("security", ["loopback", "tls"])
 def test_a_machine_joins_in_the_middle_catches_up_takes_part_and_another_leaves(tmp_path: Path, security: str) -> None:
@@ -92,7 +95,8 @@ def test_a_machine_joins_in_the_middle_catches_up_takes_part_and_another_leaves(
         secured["certificates"] = str(certificates)
         options = ("--certificates", str(certificates))
     config = tiny(
-        tmp_path / "run", source, outer={"rounds": 8}, security=secured,
+        tmp_path / "run", source, outer={"rounds": ROUNDS}, security=secured,
+        checkpoint={"every_rounds": CHECKPOINT_EVERY},
         exchange={
             "min_replicas": 2, "most_replicas": 3, "most_replayed_rounds": 0, "liveness_deadline_s": 60.0,
             "heartbeat_s": 1.0, "gather_deadline_s": 300.0,
@@ -101,7 +105,7 @@ def test_a_machine_joins_in_the_middle_catches_up_takes_part_and_another_leaves(
     mine = tmp_path / "mine"
     with processes(config) as members:
         members.start()
-        members.wait_for("a", "round 3: applied")
+        members.wait_for("a", f"round {CHECKPOINT_EVERY + 1}: applied")  # both have said what they held in the snapshot
         leaver = members.members.pop("b")
         leaver.send_signal(signal.SIGTERM)  # the run now lacks a replica, and waits
         members.members["x"] = join(members, "x", mine, *options)
@@ -110,11 +114,14 @@ def test_a_machine_joins_in_the_middle_catches_up_takes_part_and_another_leaves(
         assert leaver.returncode == 128 + signal.SIGTERM
         assert set(members.finish().values()) == {0}
     rows = metrics(members.directory)
-    assert [row["round"] for row in rows] == list(range(1, 9))
+    assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
     assert rows[0]["contributors"] == ["a", "b"]
     assert rows[-1]["contributors"] == ["a", "x"]
     assert all(row["agreed"] for row in rows)
-    held = [read_checkpoint(folder / "checkpoints/round-8/outer.safetensors")[0] for folder in (tmp_path / "run", mine)]
+    held = [
+        read_checkpoint(folder / f"checkpoints/round-{ROUNDS}/outer.safetensors")[0]
+        for folder in (tmp_path / "run", mine)
+    ]
     assert held[0] == held[1]
     rows_of_x = [json.loads(line) for line in (mine / "ledger/x.jsonl").read_text().splitlines()]
     assert any(row["kind"] == "state_transfer" and row["direction"] == "received" for row in rows_of_x)

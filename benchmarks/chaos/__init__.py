@@ -1,0 +1,1 @@
+"""A run under faults, and the judge of what became of it."""
