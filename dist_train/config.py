@@ -160,7 +160,9 @@ class InnerConfig(_Section):
     """Where the cosine ends, as a share of `lr`."""
 
 
-NOT_SHARED = ("security", "sequence", "launch", "watch", "replica", "link", "simulate", "device", "plan", "prices")
+NOT_SHARED = (
+    "pipeline", "security", "sequence", "launch", "watch", "replica", "link", "simulate", "device", "plan", "prices",
+)  # fmt: skip
 """Sections that say where and how something runs, or foretell it: members of one run may differ in them."""
 COORDINATORS_OWN = ("most_replicas", "most_faults")
 """Keys of [exchange] that may differ from launch to launch, and that nobody but the coordinator reads."""
@@ -266,6 +268,17 @@ class ExchangeConfig(_Section):
                 f"gather_deadline_s = {self.gather_deadline_s:g}"
             )
         return self
+
+
+class PipelineConfig(_Section):
+    """[pipeline]: how long the stages of a replica wait for each other, and how much they keep meanwhile."""
+
+    transfer_deadline_s: Seconds = 300.0
+    """For each single tensor that one stage waits for; the other may be computing, or starting, meanwhile."""
+    outage_deadline_s: Seconds = 20.0
+    """How long a broken connection between two stages may take to come back."""
+    buffer_bytes: int = Field(default=64 * 2**20, ge=2**16, le=2**36)
+    """For each pair of stages and direction: copies at the sender, and what nobody waits for yet at the receiver."""
 
 
 class SecurityConfig(_Section):
@@ -543,6 +556,7 @@ class Config(_Section):
     outer: OuterConfig = OuterConfig()
     sparseloco: SparseLoCoConfig = SparseLoCoConfig()
     exchange: ExchangeConfig = ExchangeConfig()
+    pipeline: PipelineConfig = PipelineConfig()
     security: SecurityConfig = SecurityConfig()
     sequence: SequenceConfig = SequenceConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
