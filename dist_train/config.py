@@ -392,7 +392,7 @@ class ReplicaConfig(_Section):
     rank_k: int | None = Field(default=None, ge=1)
     """Numbers a token that cross a boundary; an eighth of the hidden size when left out."""
     basis: Literal["seeded", "fitted"] = "seeded"
-    """Where the subspace comes from: the run's seed, or the activations of the first rounds."""
+    """Where the subspace of `projected-stream` comes from: the run's seed, or the activations of the first rounds."""
     wire_dtype: Literal["fp32", "bf16", "int8"] = "bf16"
     """What one of these numbers takes: four bytes, two, or one beside a scale for each token."""
     channel: Literal["grpc", "gloo"] = "grpc"
@@ -406,6 +406,11 @@ class ReplicaConfig(_Section):
             raise ValueError(
                 f"pipeline = {list(self.pipeline)} with ranks = {self.ranks}: a pipeline has two stages or more, each "
                 f"of one rank; leave one of the two keys out"
+            )
+        if self.basis == "fitted" and self.compression != "projected-stream":
+            raise ValueError(
+                f'basis = "fitted" does nothing under compression = "{self.compression}": "none" projects '
+                f'nothing, and under "subspace" the stream lies in its basis already; choose "projected-stream" or "seeded"'
             )
         if self.split is None:
             return self
