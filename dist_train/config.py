@@ -386,7 +386,7 @@ class ReplicaConfig(_Section):
     """Layers of each stage; as even as can be when left out."""
     micro_batches: int | None = Field(default=None, ge=1)
     """Parts of a batch that follow one another through the stages; four for each stage when left out."""
-    compression: Literal["none", "subspace", "projected-stream"] = "projected-stream"
+    compression: Literal["none", "subspace", "projected-stream"] = "subspace"
     """What crosses between stages. `none`: the whole stream. `projected-stream`: its coordinates in a subspace, weights
     free. `subspace`: the same, and weights before the last boundary are bound to it, so that nothing is lost."""
     rank_k: int | None = Field(default=None, ge=1)
@@ -410,7 +410,8 @@ class ReplicaConfig(_Section):
         if self.basis == "fitted" and self.compression != "projected-stream":
             raise ValueError(
                 f'basis = "fitted" does nothing under compression = "{self.compression}": "none" projects '
-                f'nothing, and under "subspace" the stream lies in its basis already; choose "projected-stream" or "seeded"'
+                f'nothing, and under "subspace" the stream lies in its basis already; choose "projected-stream", or '
+                f'basis = "seeded"'
             )
         if self.split is None:
             return self

@@ -125,7 +125,8 @@ class StreamCovariance:
         if self.is_empty:
             return torch.empty(0, len(self._sum))
         energies, directions = torch.linalg.eigh(self._sum)  # ascending
-        return (directions * energies.clamp_min(0).sqrt()).T[-rank_k:].to(torch.float32).contiguous()
+        rows: Tensor = (directions * energies.clamp_min(0).sqrt()).T[-rank_k:]
+        return rows.to(torch.float32).contiguous()
 
     def basis(self, rank_k: int, version: int) -> Basis:
         """The `rank_k` directions with most energy. Its bits are this machine's: hand on `to_bytes`, don't refit."""

@@ -83,7 +83,7 @@ pipeline = ["old1", "old2"]
         ("rank_k = 17", "rank_k = 17 is above model.hidden_size = 16"),
         ("split = [2, 0]", "leaves stage old2 with no layers"),
         ("split = [2, 1]", "adds up to 3"),
-        ('basis = "fitted"\ncompression = "subspace"', 'choose "projected-stream" or "seeded"'),
+        ('basis = "fitted"\ncompression = "subspace"', 'choose "projected-stream", or basis = "seeded"'),
         ("ranks = 2", "leave one of the two keys out"),
     ],
 )
