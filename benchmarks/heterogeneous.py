@@ -122,7 +122,6 @@ def config_of(arm: Arm, seed: int, rounds: int) -> Config:
         "pipeline": [f"s{i}" for i in range(arm.stages)],
         "compression": arm.compression,
         "rank_k": HIDDEN // arm.k_divisor,
-        "basis": arm.basis,
         "wire_dtype": arm.wire,
     }
     replicas = [{"id": f"r{i}", **(pipeline if i < arm.compressed else {})} for i in range(REPLICAS)]

@@ -9,7 +9,7 @@ acknowledgements take their part.
 Latency is the time from a small request to its small answer on idle links, less what it is without latency, against
 twice the one-way latency that was asked for; the least of 40 of both, because a busy machine only adds.
 
-`rounds` are of a real run at 20 Mbit/s: demo.toml, its model twice as wide, under DiLoCo with fp32 values, so that
+`rounds` are of a real run at 20 Mbit/s: dense.toml, its model twice as wide, under DiLoCo with fp32 values, so that
 payloads are large; each member's line while payloads move.
 """
 
@@ -121,7 +121,7 @@ def real_round(way: str) -> dict[str, Any]:
             "outer.method=diloco", "outer.rounds=2", "model.hidden_size=256", "inner.steps=2", "inner.batch_tokens=512",
             "data.validation_tokens=512", f"run.directory={folder}/run", f"simulate.enforce={way}",
         ]  # fmt: skip
-        command = [sys.executable, "-m", "launcher", "simulate", "examples/demo.toml", *keys, "--link", "20mbit"]
+        command = [sys.executable, "-m", "launcher", "simulate", "examples/dense.toml", *keys, "--link", "20mbit"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         shown = [sys.executable, "-m", "launcher", "report", f"{folder}/run", "--json"]
         links = json.loads(subprocess.run(shown, cwd=ROOT, check=True, capture_output=True).stdout)["links"]

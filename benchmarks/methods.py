@@ -1,6 +1,6 @@
 """The demo's recipe under every method and rule: loss against bytes. `python -m benchmarks.methods [--json] [ARM …]`.
 
-Each arm is examples/demo.toml with a few keys changed, run by `dist-train launch` in a folder of its own; all arms
+Each arm is examples/dense.toml with a few keys changed, run by `dist-train launch` in a folder of its own; all arms
 train on the same tokens in the same order. Losses and bytes are deterministic for a seed; seconds are the machine's.
 """
 
@@ -55,7 +55,7 @@ def measure(arm: str, seed: int, rounds: int) -> dict[str, Any]:
     """One arm, run to its end."""
     with tempfile.TemporaryDirectory() as folder:
         changes = [*ARMS[arm], f"run.seed={seed}", f"outer.rounds={rounds}", f"run.directory={folder}/run"]
-        launch = [sys.executable, "-m", "launcher", "launch", "examples/demo.toml", *changes]
+        launch = [sys.executable, "-m", "launcher", "launch", "examples/dense.toml", *changes]
         subprocess.run(launch, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         command = [sys.executable, "-m", "launcher", "report", f"{folder}/run", "--json"]
         report = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)

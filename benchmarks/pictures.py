@@ -1,6 +1,6 @@
 """The README's pictures, from real runs: `python -m benchmarks.pictures [--runs FOLDER]`.
 
-Runs examples/demo.toml under each method (twelve rounds of it, some minutes each) and writes, into docs/pictures/:
+Runs examples/dense.toml under each method (twelve rounds of it, some minutes each) and writes, into docs/pictures/:
 round.svg, one round of three replicas as a timeline, its exchange enlarged; loss.svg, validation loss against bytes
 for the methods. With --runs, run directories named after the methods are used where they are there already.
 """
@@ -50,7 +50,7 @@ def run(method: str, directory: Path) -> dict[str, Any]:
     """The report of the demo under a method; launching a complete run again does nothing."""
     changes = [f"outer.method={method}", f"outer.rounds={ROUNDS}", f"run.directory={directory}"]
     launcher = [sys.executable, "-m", "launcher"]
-    subprocess.run([*launcher, "launch", "examples/demo.toml", *changes], cwd=ROOT, check=True, stdout=sys.stderr)
+    subprocess.run([*launcher, "launch", "examples/dense.toml", *changes], cwd=ROOT, check=True, stdout=sys.stderr)
     said = subprocess.run([*launcher, "report", str(directory), "--json"], cwd=ROOT, check=True, capture_output=True)
     report: dict[str, Any] = json.loads(said.stdout)
     return report

@@ -119,7 +119,7 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--run-file", type=Path, default=Path("examples/demo.toml"))
+    parser.add_argument("--run-file", type=Path, default=Path("examples/dense.toml"))
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-plan"), help="where the runs are kept")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--links", nargs="+", default=["100kbit,20ms", "500kbit,20ms", "5mbit,20ms"])

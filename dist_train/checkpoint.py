@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,14 +60,15 @@ class Snapshot:
 class Checkpoints:
     """One replica's (or rank's) checkpoints in a folder that it may share with others of this machine.
 
-    `has_all` says whether it holds all of the outer parameters, or answers for a part of them.
+    A rank of several answers for a part of the outer parameters; a replica of one for all.
     """
 
-    def __init__(self, folder: Path, replica: str, keep: int, *, has_all: bool = True) -> None:
+    def __init__(self, folder: Path, replica: str, keep: int, *, ranks: int = 1) -> None:
         self._folder = folder
         self._replica = replica
         self._keep = keep
-        self._outer = OUTER if has_all else f"{OUTER}-{replica}"
+        self._ranks = ranks
+        self._outer = OUTER if ranks == 1 else f"{OUTER}-{replica}"
 
     @property
     def folder(self) -> Path:
@@ -81,8 +82,8 @@ class Checkpoints:
         own = _prefixed(own=snapshot.own, inner=snapshot.inner, random={"cpu": torch.get_rng_state()})
         try:
             if not (folder / f"{self._outer}.safetensors").exists():
-                _write(folder / f"{self._outer}.safetensors", outer, snapshot.info)
-            _write(folder / f"{self._replica}.safetensors", own, snapshot.info)
+                _write(folder / f"{self._outer}.safetensors", outer, snapshot.info, self._ranks)
+            _write(folder / f"{self._replica}.safetensors", own, snapshot.info, self._ranks)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"cannot write the checkpoint of round {snapshot.info.round} to {folder}: {error}; "
@@ -145,16 +146,49 @@ class Checkpoints:
                     folder.rmdir()
 
 
-def newest_outer(folder: Path) -> Path:
-    """The newest file of outer parameters in a run's checkpoint folder; CheckpointError when there is none."""
-    rounds = {
-        int(match[1]): file
-        for file in folder.glob(f"round-*/{OUTER}.safetensors")
-        if (match := _ROUND.fullmatch(file.parent.name))
-    }
-    if not rounds:
-        raise CheckpointError(f"{folder} holds no checkpoint: the run has not committed a round yet")
-    return rounds[max(rounds)]
+def newest_outer(folder: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """The newest outer parameters of which a run's checkpoint folder holds all, in one file or in its ranks' parts.
+
+    CheckpointError when there is no checkpoint, or one that cannot be read.
+    """
+    numbers = (int(match[1]) for path in folder.glob("round-*") if (match := _ROUND.fullmatch(path.name)))
+    for number in sorted(numbers, reverse=True):
+        for files in _outer_files(folder / f"round-{number}"):
+            with suppress(_Incomplete):
+                return _put_together(files)
+    raise CheckpointError(
+        f"{folder} holds no checkpoint of the whole model: the run has not committed a round yet, "
+        f"or stages of its replicas keep theirs on other machines"
+    )
+
+
+class _Incomplete(Exception):  # noqa: N818 - what the files are
+    """Parts of a checkpoint do not make a whole."""
+
+
+def _outer_files(folder: Path) -> Iterator[list[Path]]:
+    """The files that hold the outer parameters: one for all, or those of the ranks of one replica after the other."""
+    if (whole := folder / f"{OUTER}.safetensors").exists():
+        yield [whole]
+    by_replica: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob(f"{OUTER}-*.safetensors")):
+        by_replica.setdefault(path.name.removesuffix(".safetensors").rpartition(".")[0], []).append(path)
+    yield from by_replica.values()
+
+
+def _put_together(files: Sequence[Path]) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """The parameters in `files`; _Incomplete when a rank's are missing, or are of another state."""
+    theta, kinds = dict[str, Tensor](), set[tuple[CheckpointInfo, int]]()
+    for path in files:
+        try:
+            info, parts = read_checkpoint(path)
+            kinds.add((info, _ranks_of(path)))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        theta |= parts["theta"]
+    if len(kinds) != 1 or kinds != {(info, len(files))}:
+        raise _Incomplete
+    return info, theta
 
 
 def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, dict[str, Tensor]]]:
@@ -168,6 +202,12 @@ def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, dict[str, Ten
     return info, parts
 
 
+def _ranks_of(path: Path) -> int:
+    """How many files make a whole."""
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata().get("ranks", 1))
+
+
 def _info_of(path: Path) -> CheckpointInfo:
     with safe_open(path, framework="pt") as file:
         return CheckpointInfo(**json.loads(file.metadata()["dist_train"]))
@@ -177,8 +217,8 @@ def _prefixed(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{part}:{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], info: CheckpointInfo) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], info: CheckpointInfo, ranks: int) -> None:
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, metadata={"dist_train": json.dumps(asdict(info))})
+        save_file(contiguous, temporary, metadata={"dist_train": json.dumps(asdict(info)), "ranks": str(ranks)})
         failpoints.reach("inside-checkpoint", info.round)

@@ -160,7 +160,9 @@ class InnerConfig(_Section):
     """Where the cosine ends, as a share of `lr`."""
 
 
-NOT_SHARED = ("security", "sequence", "launch", "watch", "replica", "link", "simulate", "device", "plan", "prices")
+NOT_SHARED = (
+    "pipeline", "security", "sequence", "launch", "watch", "replica", "link", "simulate", "device", "plan", "prices",
+)  # fmt: skip
 """Sections that say where and how something runs, or foretell it: members of one run may differ in them."""
 COORDINATORS_OWN = ("most_replicas", "most_faults")
 """Keys of [exchange] that may differ from launch to launch, and that nobody but the coordinator reads."""
@@ -270,6 +272,17 @@ class ExchangeConfig(_Section):
         return self
 
 
+class PipelineConfig(_Section):
+    """[pipeline]: how long the stages of a replica wait for each other, and how much they keep meanwhile."""
+
+    transfer_deadline_s: Seconds = 300.0
+    """For each single tensor that one stage waits for; the other may be computing, or starting, meanwhile."""
+    outage_deadline_s: Seconds = 20.0
+    """How long a broken connection between two stages may take to come back."""
+    buffer_bytes: int = Field(default=64 * 2**20, ge=2**16, le=2**36)
+    """For each pair of stages and direction: copies at the sender, and what nobody waits for yet at the receiver."""
+
+
 class SecurityConfig(_Section):
     """[security]: who may take part, and who may listen in. See docs/security.md."""
 
@@ -375,13 +388,13 @@ class ReplicaConfig(_Section):
     """Layers of each stage; as even as can be when left out."""
     micro_batches: int | None = Field(default=None, ge=1)
     """Parts of a batch that follow one another through the stages; four for each stage when left out."""
-    compression: Literal["none", "subspace", "projected-stream"] = "projected-stream"
+    compression: Literal["none", "subspace", "projected-stream"] = "subspace"
     """What crosses between stages. `none`: the whole stream. `projected-stream`: its coordinates in a subspace, weights
     free. `subspace`: the same, and weights before the last boundary are bound to it, so that nothing is lost."""
     rank_k: int | None = Field(default=None, ge=1)
     """Numbers a token that cross a boundary; an eighth of the hidden size when left out."""
     basis: Literal["seeded", "fitted"] = "seeded"
-    """Where the subspace comes from: the run's seed, or the activations of the first rounds."""
+    """Where the subspace of `projected-stream` comes from: the run's seed, or the activations of the first rounds."""
     wire_dtype: Literal["fp32", "bf16", "int8"] = "bf16"
     """What one of these numbers takes: four bytes, two, or one beside a scale for each token."""
     channel: Literal["grpc", "gloo"] = "grpc"
@@ -395,6 +408,12 @@ class ReplicaConfig(_Section):
             raise ValueError(
                 f"pipeline = {list(self.pipeline)} with ranks = {self.ranks}: a pipeline has two stages or more, each "
                 f"of one rank; leave one of the two keys out"
+            )
+        if self.basis == "fitted" and self.compression != "projected-stream":
+            raise ValueError(
+                f'basis = "fitted" does nothing under compression = "{self.compression}": "none" projects '
+                f'nothing, and under "subspace" the stream lies in its basis already; choose "projected-stream", or '
+                f'basis = "seeded"'
             )
         if self.split is None:
             return self
@@ -545,6 +564,7 @@ class Config(_Section):
     outer: OuterConfig = OuterConfig()
     sparseloco: SparseLoCoConfig = SparseLoCoConfig()
     exchange: ExchangeConfig = ExchangeConfig()
+    pipeline: PipelineConfig = PipelineConfig()
     security: SecurityConfig = SecurityConfig()
     sequence: SequenceConfig = SequenceConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -41,10 +41,11 @@ def rank_of(replica: ReplicaConfig, stage: str | None) -> int:
 
 def enlist(config: Config, replica: ReplicaConfig, rank: int, coordinator_address: str, security: Security) -> Enlist:
     """The way of `replica`. ConfigError when as many processes were started as it has not."""
-    patience_s = config.exchange.outage_deadline_s
+    patience_s, own = config.exchange.outage_deadline_s, config.pipeline
     if replica.pipeline:
         place = Place(config.run.name, replica.id, rank, len(replica.pipeline))
-        stages = _Stages(place, coordinator_address, security, patience_s)
+        bounds = Bounds(own.transfer_deadline_s, own.outage_deadline_s, own.buffer_bytes)
+        stages = _Stages(place, coordinator_address, security, patience_s, bounds)
         return stages.over_grpc if replica.channel == "grpc" else stages.over_gloo
     if replica.ranks == 1:
         return _alone
@@ -76,6 +77,9 @@ class _Stages:
     coordinator_address: str
     security: Security
     patience_s: float
+    """For the coordinator to introduce them."""
+    bounds: Bounds
+    """For each other, once they have met."""
 
     @contextmanager
     def over_grpc(self, ledger: Ledger) -> Iterator[Crew]:
@@ -88,14 +92,15 @@ class _Stages:
             listen_address=f"{self._host}:0",
             on_listening=lambda address: met.append(self._meet(address)),
             rendezvous_address=lambda: met[0].addresses[0],
-            bounds=Bounds(deadline_s=self.patience_s),
+            bounds=self.bounds,
         ):
             yield GroupCrew(_everybody())
 
     @contextmanager
     def over_gloo(self, ledger: Ledger) -> Iterator[Crew]:
         """Over gloo: plain text, where that is allowed."""
-        host, rank, ranks, patience = self._host, self.place.rank, self.place.ranks, timedelta(seconds=self.patience_s)
+        host, rank, ranks = self._host, self.place.rank, self.place.ranks
+        patience = timedelta(seconds=self.bounds.deadline_s)
         require_permission(f"{host}:0", self.security)
         if rank == 0:
             store = TCPStore(host, 0, ranks, True, patience, wait_for_workers=False)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
-from dist_train.checkpoint import CheckpointError, newest_outer, read_checkpoint
+from dist_train.checkpoint import CheckpointError, newest_outer
 from dist_train.config import Config
 from dist_train.model import build_model
 from dist_train.run_directory import RunDirectory
@@ -22,15 +21,11 @@ def export(config: Config, directory: RunDirectory, output: Path) -> int:
     """
     if output.exists() and any(output.iterdir()):
         raise CheckpointError(f"{output} is not empty: choose another folder")
-    path = newest_outer(directory.checkpoints)
-    try:
-        info, parts = read_checkpoint(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    info, theta = newest_outer(directory.checkpoints)
     model = build_model(config.model, config.run.seed)
     parameters: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in parts["theta"].items():
+        for name, tensor in theta.items():
             parameters[name].copy_(tensor)
     writer: Any = model  # what transformers adds to a Module
     writer.save_pretrained(output)

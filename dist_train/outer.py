@@ -40,6 +40,8 @@ from dist_train.model import fragments
 from dist_train.shards import is_scattered, put, whole
 
 Parameters = Mapping[str, nn.Parameter]
+# Before the names of what a start keeps, in a replica's own state; no fragment has a slash in its name.
+START = "start/"
 
 
 class OuterMethod(ABC):
@@ -165,6 +167,16 @@ class LocalStart:
         """Health of the bond, for the metrics."""
         return {}
 
+    def finish_round(self) -> None:
+        """Called when every fragment of a committed round has been applied."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it keeps from round to round that does not follow from theta, by name."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes back to what `state_dict` returned, or to the beginning where that is nothing."""
+
 
 def _digest_of(tensors: Iterable[Tensor]) -> bytes:
     digest = hashlib.sha256()
@@ -246,6 +258,7 @@ class PseudoGradientMethod(OuterMethod):
     def finish_round(self) -> None:
         """The ranks get from each other what they did not apply themselves."""
         self._share(self.fragments, self._theta)
+        self._start.finish_round()
 
     def theta(self) -> dict[str, Tensor]:
         """The outer parameters, where the inner steps of the next round begin."""
@@ -256,14 +269,17 @@ class PseudoGradientMethod(OuterMethod):
         return self._velocity
 
     def own_state(self) -> dict[str, Tensor]:
-        """The error feedback."""
-        return {} if self._feedback is None else self._feedback.state_dict()
+        """The error feedback, and what the start keeps."""
+        start = {f"{START}{name}": tensor for name, tensor in self._start.state_dict().items()}
+        return start if self._feedback is None else self._feedback.state_dict() | start
 
     def _load(self, shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
         for name, velocity in self._velocity.items():
             velocity.copy_(shared[name])
+        start = {name.removeprefix(START): tensor for name, tensor in own.items() if name.startswith(START)}
+        self._start.load_state_dict(start)
         if self._feedback is not None:
-            self._feedback.load_state_dict(own)
+            self._feedback.load_state_dict({name: t for name, t in own.items() if not name.startswith(START)})
 
     def restart_from_theta(self) -> None:
         """The model becomes theta, or what its bond makes of it."""

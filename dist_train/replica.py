@@ -65,7 +65,7 @@ def run_replica(
             write_atomically(directory.facts, json.dumps(_facts(config, corpus, outer.codec), indent=1).encode())
         with alone_in(directory.path):  # the first time it compiles for a while, which one process can do for all
             prepare(outer.codec)
-        checkpoints = Checkpoints(directory.checkpoints, name, config.checkpoint.keep, has_all=is_alone)
+        checkpoints = Checkpoints(directory.checkpoints, name, config.checkpoint.keep, ranks=crew.ranks)
         settings = TransportSettings(
             replica=replica_id,
             coordinator_address=coordinator_address,

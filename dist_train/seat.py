@@ -25,6 +25,7 @@ from dist_train.inner import InnerOptimizer
 from dist_train.model import build_model, fragment_shapes, fragments
 from dist_train.outer import LocalStart
 from dist_train.pipeline.engine import PipelineEngine
+from dist_train.pipeline.fitting import FittedStart
 from dist_train.pipeline.terms import agree, make_bond, make_stage, terms_of
 from dist_train.sequence.engine import sequence_engine
 
@@ -72,9 +73,12 @@ def _stage(config: Config, replica: ReplicaConfig, crew: Crew, device: torch.dev
     engine = PipelineEngine(stage, bond, terms.micro_batches)
     settle = None if bond is None else bond.project_weights
     inner = InnerOptimizer(stage.model, config.inner, config.total_steps, engine, settle)
+    start: LocalStart | None = bond
+    if replica.basis == "fitted":
+        start = FittedStart(bond or LocalStart(), engine, terms, crew)
     layers = [[f"layer.{layer}" for layer in span] for span in terms.spans]
     hosted = [["embed", *layers[0]], *layers[1:-1], [*layers[-1], "head"]]
-    return Seat(inner, staged(crew, hosted), bond)
+    return Seat(inner, staged(crew, hosted), start)
 
 
 def num_parameters(shapes: Mapping[str, Mapping[str, torch.Size]]) -> dict[str, int]:

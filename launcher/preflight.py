@@ -22,7 +22,17 @@ def check(config: Config) -> None:
         folder = _check_folder("model.path", config.model.path, "a local Hugging Face model directory")
         if not (folder / "config.json").is_file():
             raise ConfigError(f'model.path = "{config.model.path}" holds no config.json')
+        _check_stages(config)
     check_security(config)
+
+
+def _check_stages(config: Config) -> None:
+    """ConfigError when a pipeline cannot host the model, which only the model's own config tells."""
+    if pipelines := [replica for replica in config.replica if replica.pipeline]:
+        from dist_train.pipeline.terms import check_fits  # noqa: PLC0415 - torch, which only this needs so early
+
+        for replica in pipelines:
+            check_fits(config, replica)
 
 
 def check_security(config: Config) -> None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from comms.ledger import Ledger
-from dist_train.checkpoint import CheckpointInfo, newest_outer, read_checkpoint
+from dist_train.checkpoint import CheckpointInfo, newest_outer
 from dist_train.config import Config, parse
 from dist_train.coordination import run_coordinator
 from dist_train.crew import Crew, GroupCrew
@@ -140,5 +140,4 @@ def metrics(directory: RunDirectory) -> list[dict[str, Any]]:
 
 def theta(directory: RunDirectory) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     """The newest outer parameters."""
-    info, parts = read_checkpoint(newest_outer(directory.checkpoints))
-    return info, parts["theta"]
+    return newest_outer(directory.checkpoints)

@@ -80,9 +80,14 @@ class Basis:
 
 def seeded_basis(seed: int, hidden_size: int, rank_k: int) -> Basis:
     """The basis that follows from the run's seed alone, version 0."""
+    require_rank(rank_k, hidden_size)
+    return Basis(drawn_weight(f"pipeline.basis.{rank_k}", torch.Size((hidden_size, rank_k)), seed, 1.0), 0)
+
+
+def require_rank(rank_k: int, hidden_size: int) -> None:
+    """BasisError when there is no such subspace."""
     if not 1 <= rank_k <= hidden_size:
         raise BasisError(f"rank_k = {rank_k} must be 1 to the model's hidden size, {hidden_size}")
-    return Basis(drawn_weight(f"pipeline.basis.{rank_k}", torch.Size((hidden_size, rank_k)), seed, 1.0), 0)
 
 
 def basis_from_bytes(content: bytes) -> Basis:
@@ -104,11 +109,24 @@ class StreamCovariance:
     def __init__(self, hidden_size: int) -> None:
         self._sum = torch.zeros(hidden_size, hidden_size, dtype=torch.float64)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was taken in."""
+        return not bool(self._sum.any())
+
     @torch.no_grad()
     def add(self, difference: Tensor) -> None:
         """Takes in stream minus embedding of (n, d) tokens, of any layer."""
         precise = difference.detach().to("cpu", torch.float64)
         self._sum.addmm_(precise.T, precise)
+
+    def sketch(self, rank_k: int) -> Tensor:
+        """(rank_k, d) fp32 rows whose products add up to nearly the same sum; no rows when nothing was taken in."""
+        if self.is_empty:
+            return torch.empty(0, len(self._sum))
+        energies, directions = torch.linalg.eigh(self._sum)  # ascending
+        rows: Tensor = (directions * energies.clamp_min(0).sqrt()).T[-rank_k:]
+        return rows.to(torch.float32).contiguous()
 
     def basis(self, rank_k: int, version: int) -> Basis:
         """The `rank_k` directions with most energy. Its bits are this machine's: hand on `to_bytes`, don't refit."""

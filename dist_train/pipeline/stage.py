@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from dist_train.config import ModelConfig
     from dist_train.data.batches import Batch
+    from dist_train.pipeline.basis import StreamCovariance
     from dist_train.pipeline.boundary import Boundary
     from dist_train.pipeline.wire import Wire
 
@@ -53,6 +54,12 @@ def spans(layers: int, stages: int, split: Sequence[int] | None = None) -> tuple
     return tuple(range(start, start + count) for start, count in zip(starts, split, strict=True))
 
 
+def require_untied(architecture: Any) -> None:
+    """ConfigError when embedding and head, which are on two machines, would have to stay equal."""
+    if architecture.tie_word_embeddings:
+        raise ConfigError("the model's head is tied to its embedding, and a pipeline has them on two machines; untie")
+
+
 class Elsewhere(nn.Module):
     """Stands for a layer that another stage hosts."""
 
@@ -69,8 +76,8 @@ def build_stage_model(config: ModelConfig, seed: int, span: range, *, anchored: 
     whole: Any = model_without_memory(config)
     layers = whole.config.num_hidden_layers
     first, last = span.start == 0, span.stop == layers
-    if whole.config.tie_word_embeddings and not (first and last):
-        raise ConfigError("the model's head is tied to its embedding, and a pipeline has them on two machines; untie")
+    if not (first and last):
+        require_untied(whole.config)
     for layer in set(range(layers)).difference(span):
         whole.model.layers[layer] = Elsewhere()
     if not first and not anchored:
@@ -104,6 +111,8 @@ class Stage(nn.Module):
         self.num_targets = 1
         self.capacity = 0
         self.health = Health()
+        self.covariance: StreamCovariance | None = None
+        """Takes in what crosses the boundary, while a basis is fitted to it."""
         own = boundary.anchored and self.is_first and not self.is_last
         self.register_buffer(
             "anchor", model.get_parameter(EMBEDDING).detach().clone() if own else None, persistent=False
@@ -149,6 +158,8 @@ class Stage(nn.Module):
                 rebuilt = self.boundary.rebuild(content, anchors)
                 self.health.lost_stream += float((stream - rebuilt).square().sum())
                 self.health.added_stream += float((stream - anchors).square().sum())
+                if self.covariance is not None:
+                    self.covariance.add(stream - anchors)
         return message
 
     def _anchors(self, tokens: Tensor) -> Tensor:

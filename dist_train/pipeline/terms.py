@@ -15,9 +15,9 @@ import torch.distributed as dist
 
 from dist_train.config import Config, ConfigError, ReplicaConfig
 from dist_train.model import architecture_of
-from dist_train.pipeline.basis import Basis, BasisError, seeded_basis
+from dist_train.pipeline.basis import Basis, BasisError, require_rank, seeded_basis
 from dist_train.pipeline.boundary import Boundary, Compression, boundary_of
-from dist_train.pipeline.stage import Stage, build_stage_model, spans
+from dist_train.pipeline.stage import Stage, build_stage_model, require_untied, spans
 from dist_train.pipeline.subspace import Bond, check_branches
 from dist_train.pipeline.wire import MARK_BYTES, WIRES, Wire, WireName
 
@@ -64,6 +64,18 @@ class Terms:
     def wire(self) -> Wire:
         """The wire under these terms."""
         return Wire(WIRES[self.wire_dtype], self.boundary().width, self.digest()[:MARK_BYTES])
+
+
+def check_fits(config: Config, replica: ReplicaConfig) -> None:
+    """ConfigError, one line, unless the model can be cut in the stages of `replica`: cheaper than `terms_of`."""
+    architecture = architecture_of(config.model)
+    try:
+        require_untied(architecture)
+        spans(architecture.num_hidden_layers, len(replica.pipeline), replica.split)
+        if replica.compression != "none" and replica.rank_k is not None:
+            require_rank(replica.rank_k, architecture.hidden_size)
+    except (ConfigError, BasisError) as error:
+        raise ConfigError(f'replica "{replica.id}": {error}') from None
 
 
 def terms_of(config: Config, replica: ReplicaConfig, basis: Basis | None = None) -> Terms:

@@ -48,7 +48,18 @@ def test_replicas_share_a_folder_and_old_rounds_go_with_the_last_of_them(tmp_pat
     newest = b.newest("c" * 64)
     assert newest is not None
     assert newest.info.round == 3, "what b still needs stays"
-    assert newest_outer(tmp_path) == tmp_path / "round-5" / "outer.safetensors"
+    assert newest_outer(tmp_path)[0].round == 5
+
+
+def test_outer_parameters_in_parts_are_put_together_once_all_ranks_have_written(tmp_path: Path) -> None:
+    ranks = [Checkpoints(tmp_path, f"p.{rank}", keep=2, ranks=2) for rank in (0, 1)]
+    for number in (1, 2):
+        for rank, checkpoints in enumerate(ranks[: 3 - number]):  # of round 2 one part is there
+            part = Snapshot(snapshot(number).info, {f"w{rank}": torch.tensor([number, rank])}, {}, {}, {})
+            checkpoints.write(part)
+    info, theta = newest_outer(tmp_path)
+    assert info.round == 1
+    assert {name: tensor.tolist() for name, tensor in theta.items()} == {"w0": [1, 0], "w1": [1, 1]}
 
 
 @pytest.mark.parametrize("damaged", ["outer", "a"])

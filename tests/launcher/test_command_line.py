@@ -70,6 +70,56 @@ def test_config_errors_start_nothing(
     assert not (file.parent / "run").exists()
 
 
+PIPELINE = """
+[[replica]]
+id = "c"
+pipeline = ["old1", "old2"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("rank_k = 17", "rank_k = 17 is above model.hidden_size = 16"),
+        ("split = [2, 0]", "leaves stage old2 with no layers"),
+        ("split = [2, 1]", "adds up to 3"),
+        ('basis = "fitted"\ncompression = "subspace"', 'choose "projected-stream", or basis = "seeded"'),
+        ("ranks = 2", "leave one of the two keys out"),
+    ],
+)
+def test_a_pipeline_that_cannot_be_starts_nothing(
+    capsys: pytest.CaptureFixture[str], tiny_run: TinyRun, keys: str, said: str
+) -> None:
+    file = tiny_run()
+    file.write_text(file.read_text().replace("layers = 1", "layers = 2") + PIPELINE + keys)
+    code, line = refused(capsys, ["launch", str(file)])
+    assert code == 2
+    assert said in line
+    assert not (file.parent / "run").exists()
+
+
+def test_a_model_with_a_tied_head_or_too_few_layers_starts_nothing(
+    capsys: pytest.CaptureFixture[str], tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    """What only the model's own config tells."""
+    file = tiny_run()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    for changes, said in (
+        ({"tie_word_embeddings": True}, "tied to its embedding"),
+        ({"num_hidden_layers": 1}, "has no layers"),
+        ({"hidden_size": 8, "head_dim": 8}, "rank_k = 12 must be 1 to the model's hidden size, 8"),
+    ):
+        architecture = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 256, **sizes}
+        architecture |= {"num_hidden_layers": 2, "tie_word_embeddings": False, **changes}
+        (tmp_path / "config.json").write_text(json.dumps(architecture))
+        text = tiny_run().read_text().replace("[model]", f'[model]\npath = "{tmp_path}"')
+        file.write_text(text + PIPELINE + "rank_k = 12")
+        code, line = refused(capsys, ["launch", str(file)])
+        assert code == 2
+        assert said in line
+        assert not (file.parent / "run").exists()
+
+
 def test_a_replica_cannot_be_called_coordinator(capsys: pytest.CaptureFixture[str], tiny_run: TinyRun) -> None:
     file = tiny_run()
     file.write_text(file.read_text().replace('id = "b"', 'id = "coordinator"'))
