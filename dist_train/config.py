@@ -182,8 +182,10 @@ class InnerConfig(_Section):
     """Where the cosine ends, as a share of `lr`."""
 
 
-NOT_SHARED = ("security", "sequence", "launch", "ssh", "slurm", "kubernetes", "watch", "replica", "link", "simulate")
-NOT_SHARED += ("device", "plan", "prices")
+NOT_SHARED = (
+    *("security", "sequence", "launch", "ssh", "slurm", "kubernetes", "watch"),
+    *("replica", "link", "simulate", "device", "plan", "prices"),
+)
 """Sections that say where and how something runs, or foretell it: members of one run may differ in them."""
 COORDINATORS_OWN = ("most_replicas", "most_faults")
 """Keys of [exchange] that may differ from launch to launch, and that nobody but the coordinator reads."""
