@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-shapes check format protos bench clean
+.PHONY: help demo test test-faults test-shapes test-cluster check format protos bench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -16,13 +16,16 @@ demo: $(VENV)/.run  ## Train three replicas on this machine (a few minutes) and 
 	$(BIN)/dist-train report runs/demo
 
 test: $(VENV)/.dev  ## Run the tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full_matrix" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full_matrix and not cluster" $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.dev  ## Run every fault at every point of a round (about ten minutes).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 test-shapes: $(VENV)/.dev  ## Run a step in every partition of eight ranks (some minutes).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/dist_train/sequence -m full_matrix $(PYTEST_ARGS)
+
+test-cluster: $(VENV)/.dev  ## Run over real ssh and a real Slurm (apt-get install openssh-server slurm-wlm munge).
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/launcher $(PYTEST_ARGS)
 
 check: $(VENV)/.dev  ## Formatting, lint, types, import rules.
 	$(BIN)/ruff format --check .

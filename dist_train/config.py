@@ -12,6 +12,7 @@ import hashlib
 import ipaddress
 import json
 import math
+import re
 import tomllib
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -44,7 +45,28 @@ def _identifier(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_\[][A-Za-z0-9_.:@%\[\]-]*", value):
+        raise ValueError('a host is a name or an address, as ssh takes it: "gpu1", "user@192.0.2.7"')
+    return value
+
+
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("a text of one line is wanted")
+    return value
+
+
+def _slurm_option(value: str) -> str:
+    if not re.fullmatch(r"--[a-z][a-z0-9-]*(=[^\s]+)?", value):
+        raise ValueError('an option of sbatch is written --name or --name=value, without spaces: "--time=04:00:00"')
+    return value
+
+
 Identifier = Annotated[str, AfterValidator(_identifier)]
+Host = Annotated[str, AfterValidator(_host)]
+OneLine = Annotated[str, AfterValidator(_one_line)]
+SlurmOption = Annotated[str, AfterValidator(_slurm_option)]
 
 
 def _readable_by(parse: Callable[[str], object]) -> AfterValidator:
@@ -161,8 +183,9 @@ class InnerConfig(_Section):
 
 
 NOT_SHARED = (
-    "pipeline", "security", "sequence", "launch", "watch", "replica", "link", "simulate", "device", "plan", "prices",
-)  # fmt: skip
+    *("pipeline", "security", "sequence", "launch", "ssh", "slurm", "kubernetes", "watch"),
+    *("replica", "link", "simulate", "device", "plan", "prices"),
+)
 """Sections that say where and how something runs, or foretell it: members of one run may differ in them."""
 COORDINATORS_OWN = ("most_replicas", "most_faults")
 """Keys of [exchange] that may differ from launch to launch, and that nobody but the coordinator reads."""
@@ -324,10 +347,63 @@ class CheckpointConfig(_Section):
 
 
 class LaunchConfig(_Section):
-    """[launch]: how the processes of the run are looked after."""
+    """[launch]: who starts the processes of the run, and how they are looked after. See docs/launch.md."""
 
+    backend: Literal["local", "ssh", "slurm", "kubernetes"] | None = None
+    """When left out: `ssh` if a replica names a host, else `local`. `local` with hosts starts all on this machine."""
     restarts: int = Field(default=3, ge=0)
     """How often a replica that has died is started again; it catches up by itself."""
+    lost_host_deadline_s: Seconds = 3600.0
+    """How long a host that can't be reached is awaited (`ssh`); the run goes on without it, and it joins again."""
+
+
+class SshConfig(_Section):
+    """[ssh]: how the hosts of replicas are reached and prepared (`launch.backend = "ssh"`)."""
+
+    directory: OneLine = "dist-train"
+    """The working folder on each host, as seen from the home folder there; relative paths of the config start there."""
+    python: OneLine = "python3"
+    """An interpreter on each host, as seen from the home folder there, that has what dist-train depends on."""
+    code: Literal["send", "installed"] = "send"
+    """`send` copies dist-train itself to each host; `installed` wants the very same code to be installed there."""
+    silence_s: Seconds = 30.0
+    """A process on a host that has not heard from its launcher for so long ends; half of that loses a host here."""
+    config_file: str | None = None
+    """An ssh_config(5) file in place of ~/.ssh/config, for ports, keys, jump hosts and known hosts."""
+
+
+class SlurmConfig(_Section):
+    """[slurm]: what the job asks for (`launch.backend = "slurm"`); it has a task for each replica, or stage of one."""
+
+    options: tuple[SlurmOption, ...] = ()
+    """Of sbatch: `["--partition=gpu", "--time=04:00:00", "--gpus-per-task=1"]`."""
+    setup: tuple[OneLine, ...] = ()
+    """Lines of shell before the tasks are started: `["module load cuda"]`."""
+    python: OneLine | None = None
+    """The interpreter on the nodes; the one of the launcher when left out."""
+
+
+class KubernetesConfig(_Section):
+    """[kubernetes]: what the pods are made of (`launch.backend = "kubernetes"`)."""
+
+    image: OneLine | None = None
+    """A container image with dist-train installed."""
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = "default"
+    python: OneLine = "python3"
+    """The interpreter in the image."""
+    cpu: OneLine = "2"
+    """Cores that each replica's pod asks for."""
+    memory: OneLine = "8Gi"
+    """Memory that each replica's pod asks for and may have."""
+    gpus: int = Field(default=0, ge=0)
+    """GPUs of each replica's pod."""
+    gpu_resource: OneLine = "nvidia.com/gpu"
+    storage: OneLine | None = "20Gi"
+    """Of the volume in which each replica, and the coordinator, keeps the run; none, and it goes with the pod, when
+    empty."""
+    storage_class: OneLine | None = None
+    port: int = Field(default=7000, ge=1, le=65_535)
+    """Where the coordinator listens."""
 
 
 def _page_address(value: str) -> str:
@@ -399,6 +475,10 @@ class ReplicaConfig(_Section):
     """What one of these numbers takes: four bytes, two, or one beside a scale for each token."""
     channel: Literal["grpc", "gloo"] = "grpc"
     """What carries a pipeline's activations: our own channels, encrypted like every other, or gloo in plain text."""
+    host: Host | None = None
+    """The machine of all its processes, as ssh names it; the launcher's own when left out."""
+    hosts: tuple[Host, ...] = ()
+    """The machine of each stage of a pipeline, in place of `host`."""
 
     @model_validator(mode="after")
     def _stages_fit(self) -> ReplicaConfig:
@@ -415,6 +495,11 @@ class ReplicaConfig(_Section):
                 f'nothing, and under "subspace" the stream lies in its basis already; choose "projected-stream", or '
                 f'basis = "seeded"'
             )
+        if self.hosts and (self.host is not None or len(self.hosts) != len(self.pipeline)):
+            raise ValueError(
+                f"hosts = {list(self.hosts)} names {len(self.hosts)} machines for the {len(self.pipeline)} stages of "
+                f"pipeline; give one for each and no host, or one host for all"
+            )
         if self.split is None:
             return self
         if len(self.split) != len(self.pipeline):
@@ -426,6 +511,16 @@ class ReplicaConfig(_Section):
             stage = next(name for name, layers in zip(self.pipeline, self.split, strict=True) if layers < 1)
             raise ValueError(f"split = {list(self.split)} leaves stage {stage} with no layers; give each at least one")
         return self
+
+    @property
+    def processes(self) -> tuple[str, ...]:
+        """The names of its processes: those of its stages, or its own."""
+        return self.pipeline or (self.id,)
+
+    @property
+    def machines(self) -> tuple[str | None, ...]:
+        """The host of each process; None: the launcher's machine."""
+        return self.hosts or (self.host,) * len(self.processes)
 
 
 class LinkConfig(_Section):
@@ -569,6 +664,9 @@ class Config(_Section):
     sequence: SequenceConfig = SequenceConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     launch: LaunchConfig = LaunchConfig()
+    ssh: SshConfig = SshConfig()
+    slurm: SlurmConfig = SlurmConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
     device: tuple[DeviceConfig, ...] = ()
     plan: PlanConfig = PlanConfig()
     prices: PricesConfig = PricesConfig()
@@ -684,6 +782,12 @@ class Config(_Section):
         if loops := [pair[0] for pair in pairs if pair[0] == pair[1]]:
             raise ValueError(f'a link joins two members, and this one joins "{loops[0]}" with itself')
         return self
+
+    @property
+    def backend(self) -> str:
+        """Who starts the run's processes, with the default filled in."""
+        has_hosts = any(machine is not None for replica in self.replica for machine in replica.machines)
+        return self.launch.backend or ("ssh" if has_hosts else "local")
 
     @property
     def steps_per_round(self) -> int:

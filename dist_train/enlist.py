@@ -30,6 +30,13 @@ Enlist = Callable[[Ledger], AbstractContextManager[Crew]]
 """Joins this process to the others of its replica, for as long as it is entered; what moves goes into the ledger."""
 
 
+def stage_of(replica: ReplicaConfig, told: str | None) -> str | None:
+    """The name of the stage that this process was told to be: by that name, or by its place, counted from 0."""
+    if told is not None and told not in replica.pipeline and told.isdecimal() and int(told) < len(replica.pipeline):
+        return replica.pipeline[int(told)]
+    return told
+
+
 def rank_of(replica: ReplicaConfig, stage: str | None) -> int:
     """This process's rank in `replica`: its stage's place, or what torchrun says. ConfigError for no such stage."""
     if not replica.pipeline:

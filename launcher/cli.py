@@ -85,14 +85,16 @@ def launch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Start a run on this machine, or go on with it: the coordinator and every replica that the file names.
+    """Start a run, or go on with it: the coordinator and every replica that the file names.
 
     Example: dist-train launch demo.toml outer.rounds=12 run.directory=runs/short
 
-    Ctrl-C ends all processes and leaves a run that the same command resumes.
+    On this machine, over ssh, in Slurm or in Kubernetes: see docs/launch.md. Ctrl-C ends all processes and leaves a run
+    that the same command resumes.
     """
-    from launcher import local, preflight
-    from launcher.view import choose_view
+    from launcher import preflight
+    from launcher.backend import backend_of, run_to_its_end
+    from launcher.view import PlainView, choose_view
 
     config = load(run_file, overrides or ())
     directory = RunDirectory(Path(config.run.directory))
@@ -100,10 +102,11 @@ def launch(
     if dry_run:
         from launcher.dry_run import describe
 
-        typer.echo(describe(config, directory, as_json=as_json))
+        rendering = backend_of(config, directory, PlainView()).render()
+        typer.echo(describe(config, directory, rendering, as_json=as_json))
         return
     with choose_view(as_json=as_json) as view:
-        code = local.launch(config, directory, view)
+        code = run_to_its_end(backend_of(config, directory, view))
     raise typer.Exit(code)
 
 
@@ -354,7 +357,9 @@ def replica(
     run_dir: RunDir,
     replica_id: Annotated[str, typer.Option("--id", help="Which replica of the config this is.")],
     coordinator: Annotated[str, typer.Option("--coordinator", metavar="HOST:PORT", help="Where the run is.")],
-    stage: Annotated[str | None, typer.Option("--stage", help="Which stage of it, when it is a pipeline.")] = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="Which stage of it, by name or number, when it is a pipeline.")
+    ] = None,
     lifeline: Lifeline = False,
 ) -> None:
     """Run one replica. `launch` starts it.
@@ -363,15 +368,76 @@ def replica(
     """
 
     def body() -> None:
-        from dist_train.enlist import rank_of
+        from dist_train.enlist import rank_of, stage_of
         from dist_train.replica import replica_of, run_replica
 
         directory, config = _open_run(run_dir)
-        _speak_as(config, stage or replica_id)
-        rank = rank_of(replica_of(config, replica_id), stage)
-        run_replica(config, directory, replica_id, coordinator, rank=rank)
+        section = replica_of(config, replica_id)
+        named = stage_of(section, stage)
+        _speak_as(config, named or replica_id)
+        run_replica(config, directory, replica_id, coordinator, rank=rank_of(section, named))
 
     _run_member(stage or replica_id, body, lifeline=lifeline)
+
+
+@app.command(hidden=True)
+def reach(
+    run_dir: RunDir,
+    replica_id: Annotated[str, typer.Option("--id", help="Which replica of the config this is.")],
+    coordinator: Annotated[str, typer.Option("--coordinator", metavar="HOST:PORT", help="Where the run is.")],
+    stage: Annotated[str | None, typer.Option("--stage", help="Which stage of it, when it is a pipeline.")] = None,
+) -> None:
+    """Prepare a replica's host over ssh and become the ssh that runs the replica there. `launch` starts it.
+
+    Example: dist-train reach runs/two --id b --coordinator 192.0.2.10:7000
+    """
+
+    def body() -> None:
+        from launcher.ssh import reach as reach_host
+
+        directory, config = _open_run(run_dir)
+        reach_host(config, directory, replica_id, stage or replica_id, coordinator)
+
+    _run_member(stage or replica_id, body, lifeline=False)
+
+
+@app.command(hidden=True)
+def attend(
+    run_dir: RunDir,
+    replica_id: Annotated[str, typer.Option("--id", help="Which replica of the config this is.")],
+    coordinator: Annotated[str, typer.Option("--coordinator", metavar="HOST:PORT", help="Where the run is.")],
+    process: Annotated[str, typer.Option("--process", help="Which stage of it, or the replica itself.")],
+    config_digest: Annotated[str, typer.Option("--config-digest", help="Of the config that the launcher has.")],
+) -> None:
+    """Run a replica on this host for a launcher on another, and end it when that is gone. `reach` starts it.
+
+    Example: dist-train attend two-1a2b --id b --process b --coordinator 192.0.2.10:7000 --config-digest …
+    """
+
+    def body() -> None:
+        from launcher.attend import attend as attend_member
+
+        directory, config = _open_run(run_dir)
+        told = {"coordinator": coordinator, "config_digest": config_digest}
+        raise typer.Exit(attend_member(config, directory, replica_id, process, **told))
+
+    _run_member(process, body, lifeline=False)
+
+
+@app.command(hidden=True)
+def task(run_dir: RunDir) -> None:
+    """Run one task of a Slurm job: a process of a replica, and in the first task the coordinator, too.
+
+    Example: srun dist-train task runs/four
+    """
+
+    def body() -> None:
+        from launcher.task import run_task
+
+        directory, config = _open_run(run_dir)
+        raise typer.Exit(run_task(config, directory))
+
+    _run_member("task", body, lifeline=False)
 
 
 def _run_member(member: str, body: Callable[[], None], *, lifeline: bool) -> None:
@@ -387,6 +453,8 @@ def _run_member(member: str, body: Callable[[], None], *, lifeline: bool) -> Non
     try:
         network.join(member)
         body()
+    except typer.Exit:
+        raise
     except Exception as error:
         code = exit_code(error)
         if code is None:

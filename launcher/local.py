@@ -1,4 +1,6 @@
-"""A run on this machine: the coordinator and all replicas as local processes, watched until the run is over.
+"""A run from this machine: the coordinator and all replicas as its child processes, watched until the run is over.
+
+Under `launch.backend = "ssh"` some of the children stand for processes on other machines: see `ssh`.
 
 1. Start the coordinator and wait until it announces its address.
 2. Start the replicas with it.
@@ -9,21 +11,22 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from dist_train.config import ConfigError
 from dist_train.report.metrics import MetricsTail
 from dist_train.report.quantities import loss_text
-from dist_train.run_directory import write_atomically
 from launcher import members
+from launcher.backend import Rendering, run_to_its_end
 from launcher.failures import LaunchError
 from launcher.lock import hold_lock
 from launcher.logs import last_error
 from launcher.members import COORDINATOR
-from launcher.network import RealNetwork
+from launcher.network import RealNetwork, SimulatedNetwork
 from launcher.progress import Progress, RunStatus
-from launcher.restarts import Restarts
-from launcher.standing import Standing, committed_rounds, standing
+from launcher.restarts import LOST_HOST, Restarts
+from launcher.standing import Standing, settle
 from launcher.supervisor import Announced, Exited, Interrupted, Supervisor, Told
 from launcher.verdict import Verdict, exit_text, is_finishing, judge
 
@@ -48,24 +51,53 @@ ROUNDS_SHOWN = 64
 
 def launch(config: Config, directory: RunDirectory, view: View, network: Network | None = None) -> int:
     """Runs, or goes on with, the run of `config` in `directory`; the exit code. Expected errors: see `failures`."""
-    members.replica_ids(config)
-    with hold_lock(directory.path) as lock:
-        found = standing(config, directory)
+    return run_to_its_end(LocalBackend(config, directory, view, network))
+
+
+class LocalBackend:
+    """Runs, or goes on with, a run by child processes."""
+
+    def __init__(self, config: Config, directory: RunDirectory, view: View, network: Network | None = None) -> None:
+        self.config, self.directory, self.view = config, directory, view
+        self.network = network or RealNetwork()
+        self._stack = ExitStack()
+        self._run: _LocalRun | None = None
+        members.replica_ids(config)
+
+    def render(self) -> Rendering:
+        """The coordinator, and each process of a replica; the coordinator's address is known only when it is up."""
+        commands = [members.coordinator_command(self.config, self.directory)]
+        for replica in members.replica_ids(self.config):
+            commands += members.replica_commands(self.config, self.directory, replica, "HOST:PORT")
+        return Rendering(tuple(self.network.equip(command) for command in commands))
+
+    def start(self) -> None:
+        """Starts everything, unless the run is complete."""
+        config, directory = self.config, self.directory
+        lock = self._stack.enter_context(hold_lock(directory.path))
+        found = settle(config, directory, self.view.say)
         if found is Standing.COMPLETE:
-            view.say(_complete(config))
-            view.say(_what_next(directory))
-            return 0
-        if found is Standing.FALSE_START:
-            directory.forget_progress()
-        write_atomically(directory.config, config.to_toml().encode())
-        if network is None:
+            return
+        self.begin(is_new=found is not Standing.RESUMED)
+        if not isinstance(self.network, SimulatedNetwork):
             directory.simulation.unlink(missing_ok=True)  # what was reached on those links is no longer all there is
-        if found is Standing.RESUMED:
-            view.say(f"resuming {config.run.name} after round {committed_rounds(directory)} of {config.rounds}")
         supervisor = Supervisor(grace_s=STOP_GRACE_S)
         # Signals stay events until the last child is reaped.
-        with supervisor.interrupts(), supervisor:
-            return _LocalRun(config, directory, view, supervisor, lock=lock, network=network or RealNetwork()).run()
+        self._stack.enter_context(supervisor.interrupts())
+        self._stack.enter_context(supervisor)
+        self._run = _LocalRun(config, directory, self.view, supervisor, lock=lock, network=self.network)
+        self._run.start()
+
+    def begin(self, *, is_new: bool) -> None:
+        """What else is to be done before the first process of a run, or of its resumption."""
+
+    def watch(self) -> int:
+        """Waits until the run is over; the exit code."""
+        return self._run.watch() if self._run is not None else 0
+
+    def stop(self) -> None:
+        """Ends and reaps whatever is left."""
+        self._stack.close()
 
 
 class _LocalRun:
@@ -84,8 +116,11 @@ class _LocalRun:
         self.config, self.directory, self.view, self.supervisor = config, directory, view, supervisor
         self.network = network
         self.replicas = members.replica_ids(config)
-        processes = {replica.id: members.processes_of(replica) for replica in config.replica}
-        self.restarts = Restarts(processes, config.launch.restarts)
+        processes = {replica.id: replica.processes for replica in config.replica}
+        self.restarts = Restarts(
+            processes, config.launch.restarts, lost_host_deadline_s=config.launch.lost_host_deadline_s
+        )
+        self.addresses: tuple[str, str] | None = None
         self.kept_descriptors = (lock,)
         self.log_starts: dict[str, int] = {}
         self.tail = MetricsTail(directory.metrics)
@@ -93,15 +128,22 @@ class _LocalRun:
         self.status = RunStatus()
         self.finish_by_s: float | None = None
 
-    def run(self) -> int:
-        """Starts everything and watches it to its end; the exit code."""
-        try:
+    def start(self) -> None:
+        """Starts everything; after a signal nothing more."""
+        with suppress(KeyboardInterrupt):
             address = self._start_coordinator()
             for replica in self.replicas:
                 self._start_replica(replica, address)
             way_in = self.network.way_in(address)
             self.view.say(f"{self.config.run.name}: {len(self.replicas)} replicas started, coordinator at {way_in}")
-            verdict = self._watch(way_in, address)
+            self.addresses = (way_in, address)
+
+    def watch(self) -> int:
+        """Watches to the end; the exit code."""
+        if self.addresses is None:
+            return self._interrupted()
+        try:
+            verdict = self._watch(*self.addresses)
         except KeyboardInterrupt:
             return self._interrupted()
         if verdict.exit_code != 0:
@@ -171,9 +213,7 @@ class _LocalRun:
             return
         self.restarts.plan(self.supervisor.exits, time.monotonic())
         for replica in self.restarts.take_due(time.monotonic()):
-            self.view.say(
-                f"replica {replica} is started again ({self.restarts.used[replica]} of {self.restarts.allowed})"
-            )
+            self.view.say(f"replica {replica} is {self.restarts.told(replica)}")
             self._start_replica(replica, address)
 
     def _verdict(self) -> Verdict | None:
@@ -192,7 +232,9 @@ class _LocalRun:
         match event:
             case Exited(member=member, code=0) if member == COORDINATOR:
                 # Who was started again and is not through by now has nobody left to ask.
-                late = {process for replica in self.restarts.used for process in self.restarts.processes[replica]}
+                self.restarts.give_up()
+                again = self.restarts.started_again
+                late = {process for replica in again for process in self.restarts.processes[replica]}
                 self.supervisor.end(late & self.supervisor.running)
             case Exited(member=member, code=code) if code != 0:
                 self.view.say(f"{self._name(member)} {self._last_words(member, code)}")
@@ -224,7 +266,8 @@ class _LocalRun:
         """How a process ended, what it said last, and where to read on; one line."""
         log = self.directory.log(member)
         error = last_error(log, self.log_starts[member])
-        return f"{exit_text(code)}: {error} (log: {log})" if error else f"{exit_text(code)} (log: {log})"
+        how = "lost its host" if code == LOST_HOST else exit_text(code)
+        return f"{how}: {error} (log: {log})" if error else f"{how} (log: {log})"
 
     def _interrupted(self) -> int:
         self.view.say(f"ending {len(self.supervisor.running)} processes; once more to end them at once")

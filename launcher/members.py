@@ -31,69 +31,72 @@ def coordinator_command(config: Config, directory: RunDirectory, kept_descriptor
     """Starts the coordinator, which announces its address."""
     return Command(
         member=COORDINATOR,
-        arguments=(*_launcher(), "coordinate", str(directory.path), "--lifeline"),
+        arguments=(*launcher(), "coordinate", str(directory.path), "--lifeline"),
         log=directory.log(COORDINATOR),
-        environment=_environment(config),
+        environment=_environment(processes_beside(config)),
         announces=True,
         kept_descriptors=kept_descriptors,
     )
 
 
 def replica_commands(
-    config: Config, directory: RunDirectory, replica: str, address: str, kept_descriptors: tuple[int, ...] = ()
+    config: Config,
+    directory: RunDirectory,
+    replica: str,
+    address: str,
+    kept_descriptors: tuple[int, ...] = (),
+    *,
+    beside: int | None = None,
 ) -> tuple[Command, ...]:
     """Starts one replica, which dials the coordinator at `address`: a process for each stage of a pipeline, else one.
 
-    Several ranks on one machine are started by torchrun.
+    Several ranks on one machine are started by torchrun. `beside`: the processes that share a machine; all by default.
     """
-    section = _section(config, replica)
+    section = section_of(config, replica)
     identity = ("--id", replica, "--coordinator", address)
     return tuple(
         Command(
             member=process,
             arguments=(
-                *_launcher(section.ranks),
+                *launcher(section.ranks),
                 *("replica", str(directory.path), *identity),
                 *(("--stage", process) if section.pipeline else ()),
                 "--lifeline",
             ),
             log=directory.log(process),
-            environment=_environment(config),
+            environment=_environment(beside or processes_beside(config)),
             kept_descriptors=kept_descriptors,
         )
-        for process in processes_of(section)
+        for process in section.processes
     )
 
 
-def processes_of(replica: ReplicaConfig) -> tuple[str, ...]:
-    """The names of a replica's processes: those of its stages, or its own."""
-    return replica.pipeline or (replica.id,)
-
-
-def _section(config: Config, replica: str) -> ReplicaConfig:
+def section_of(config: Config, replica: str) -> ReplicaConfig:
+    """The section of a replica that the config names."""
     return next(section for section in config.replica if section.id == replica)
 
 
-def commands(config: Config, directory: RunDirectory) -> tuple[Command, ...]:
-    """All that a launch would start; the coordinator's address is known only then."""
-    replicas = (replica_commands(config, directory, replica, "HOST:PORT") for replica in replica_ids(config))
-    return (coordinator_command(config, directory), *(command for several in replicas for command in several))
-
-
-def _launcher(ranks: int = 1) -> tuple[str, ...]:
+def launcher(ranks: int = 1, python: str = sys.executable) -> tuple[str, ...]:
+    """How a command of ours is run, once or by torchrun in each of several ranks."""
     if ranks == 1:
-        return (sys.executable, "-m", "launcher")
+        return (python, "-m", "launcher")
     torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
-    return (sys.executable, *torchrun, f"--max-restarts={RANK_RESTARTS}", "-m", "launcher")
+    return (python, *torchrun, f"--max-restarts={RANK_RESTARTS}", "-m", "launcher")
 
 
-def _environment(config: Config) -> dict[str, str]:
+def processes_beside(config: Config, machine: str | None = None) -> int:
+    """How many processes train on one machine: all, or those of one that the config names as a host."""
+    return sum(
+        replica.ranks * (len(replica.machines) if machine is None else replica.machines.count(machine))
+        for replica in config.replica
+    )
+
+
+def _environment(processes: int) -> dict[str, str]:
     """Unbuffered logs; and the cores shared out, since each process would otherwise take them all."""
     environment = {"PYTHONUNBUFFERED": "1"}
     if THREADS_VARIABLE not in os.environ:
-        environment[THREADS_VARIABLE] = str(
-            max(1, _usable_cores() // sum(r.ranks * len(processes_of(r)) for r in config.replica))
-        )
+        environment[THREADS_VARIABLE] = str(max(1, _usable_cores() // max(1, processes)))
     return environment
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 def check(config: Config) -> None:
     """ConfigError, naming the key, when a file that the config needs is not there."""
+    check_security(config)
+    if not _has_processes_here(config):
+        return  # paths are those of other machines
     source_files(config.data)
     if config.data.tokenizer != "bytes":
         _check_folder("data.tokenizer", config.data.tokenizer, "a local Hugging Face tokenizer directory")
@@ -23,7 +26,12 @@ def check(config: Config) -> None:
         if not (folder / "config.json").is_file():
             raise ConfigError(f'model.path = "{config.model.path}" holds no config.json')
         _check_stages(config)
-    check_security(config)
+
+
+def _has_processes_here(config: Config) -> bool:
+    if config.backend == "ssh":
+        return any(machine is None for replica in config.replica for machine in replica.machines)
+    return config.backend != "kubernetes"
 
 
 def _check_stages(config: Config) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train.config import ConfigError, load
 from dist_train.report.metrics import read_rounds
+from dist_train.run_directory import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from dist_train.config import Config
     from dist_train.run_directory import RunDirectory
@@ -40,7 +41,22 @@ def standing(config: Config, directory: RunDirectory) -> Standing:
         raise ConfigError(
             f"{directory.path} keeps another run: {keys}. Give this one another run.directory, or remove that one"
         )
-    return Standing.COMPLETE if _is_complete(config, directory) else Standing.RESUMED
+    return Standing.COMPLETE if is_complete(config, directory) else Standing.RESUMED
+
+
+def settle(config: Config, directory: RunDirectory, say: Callable[[str], None]) -> Standing:
+    """Makes the directory ready for this launch, unless its run is complete; how it was found. ConfigError as above."""
+    found = standing(config, directory)
+    if found is Standing.COMPLETE:
+        say(f"{config.run.name} is complete: all {config.rounds} rounds are committed")
+        say(f"next: dist-train report {directory.path}   |   dist-train export {directory.path} OUT_DIR")
+        return found
+    if found is Standing.FALSE_START:
+        directory.forget_progress()
+    write_atomically(directory.config, config.to_toml().encode())
+    if found is Standing.RESUMED:
+        say(f"resuming {config.run.name} after round {committed_rounds(directory)} of {config.rounds}")
+    return found
 
 
 def committed_rounds(directory: RunDirectory) -> int:
@@ -58,7 +74,7 @@ def differences(kept: Config, given: Config) -> list[str]:
     return named[:MOST_NAMED_KEYS] + ([f"and {more} more"] if more > 0 else [])
 
 
-def _is_complete(config: Config, directory: RunDirectory) -> bool:
+def is_complete(config: Config, directory: RunDirectory) -> bool:
     """Every round committed, and the last one kept: without its checkpoint, replicas still have to apply it."""
     return committed_rounds(directory) >= config.rounds and (directory.checkpoints / f"round-{config.rounds}").exists()
 

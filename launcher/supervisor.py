@@ -15,6 +15,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING
 
@@ -42,6 +43,8 @@ class Command:
     announces: bool = False
     """Gets `--ready-fd N`, and writes one line there when it is ready."""
     kept_descriptors: tuple[int, ...] = ()
+    beat_s: float | None = None
+    """It stands for a process on another machine, which must read a byte from its stdin so often; EOF ends it."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Supervisor:
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._threads: list[threading.Thread] = []
+        self._far: set[str] = set()
+        """Those that stand for processes on other machines: a signal would reach only what stands here."""
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +120,11 @@ class Supervisor:
             log.flush()
             child = self._spawn(command, log)
         self._children[command.member] = child
-        self._watch(self._wait_for_exit, command.member, child)
+        gone = threading.Event()
+        self._watch(partial(self._wait_for_exit, gone), command.member, child)
+        if command.beat_s is not None:
+            self._far.add(command.member)
+            self._watch(partial(_beat, gone, command.beat_s), command.member, child)
         return start_bytes
 
     def next_event(self, timeout_s: float | None) -> Event | None:
@@ -135,13 +144,19 @@ class Supervisor:
     def end(self, members: Iterable[str]) -> None:
         """Asks some children to end; their exits are events, as ever."""
         for member in members:
-            _signal_group(self._children[member].pid, signal.SIGTERM)
+            child = self._children[member]
+            if member in self._far and child.stdin is not None:
+                with suppress(OSError):
+                    child.stdin.close()
+            else:
+                _signal_group(child.pid, signal.SIGTERM)
 
     def stop(self) -> None:
         """Ends all children: SIGTERM, at most `grace_s` seconds, then SIGKILL. A signal to us cuts the wait short."""
-        self._signal_all(signal.SIGTERM)
+        self.end(self.running)
         self._wait_until_gone(self.grace_s)
-        self._signal_all(signal.SIGKILL)
+        for member in self.running:
+            _signal_group(self._children[member].pid, signal.SIGKILL)
         self._wait_until_gone(KILL_S)
         for thread in self._threads:
             thread.join(timeout=KILL_S)
@@ -192,8 +207,7 @@ class Supervisor:
         return child
 
     def _watch(self, target: Callable[..., None], member: str, source: object) -> None:
-        name = f"{target.__name__.strip('_')}-{member}"
-        thread = threading.Thread(target=target, args=(member, source), name=name, daemon=True)
+        thread = threading.Thread(target=target, args=(member, source), name=f"child-{member}", daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -203,21 +217,27 @@ class Supervisor:
         if line.endswith("\n"):
             self._events.put(Announced(member, line.strip()))
 
-    def _wait_for_exit(self, member: str, child: subprocess.Popen[bytes]) -> None:
+    def _wait_for_exit(self, gone: threading.Event, member: str, child: subprocess.Popen[bytes]) -> None:
         code = child.wait()
+        gone.set()
         # What the child itself has started and left behind is in its group still.
         _signal_group(child.pid, signal.SIGKILL)
         self._events.put(Exited(member, code))
-
-    def _signal_all(self, signal_number: int) -> None:
-        for member in self.running:
-            _signal_group(self._children[member].pid, signal_number)
 
     def _wait_until_gone(self, limit_s: float) -> None:
         until = time.monotonic() + limit_s
         while self.running and (left_s := until - time.monotonic()) > 0:
             if isinstance(self.next_event(left_s), Interrupted):
                 return
+
+
+def _beat(gone: threading.Event, every_s: float, _member: str, child: subprocess.Popen[bytes]) -> None:
+    """Writes a byte every so often, until the child or its stdin is gone."""
+    with suppress(OSError, ValueError):  # ValueError: closed by `end`
+        while child.stdin is not None and not gone.is_set():
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+            gone.wait(every_s)
 
 
 def _signal_group(group: int, signal_number: int) -> None:

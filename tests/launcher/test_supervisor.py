@@ -160,3 +160,19 @@ def test_a_program_that_is_not_there_raises_and_leaks_nothing(tmp_path: Path) ->
     with Supervisor() as supervisor, pytest.raises(FileNotFoundError):
         supervisor.start(Command("m", (str(tmp_path / "nothing"),), log=tmp_path / "m.log", announces=True))
     assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+def test_a_far_child_gets_beats_and_is_ended_by_eof_not_by_a_signal(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(9))\n"
+        "assert os.read(0, 1) == os.read(0, 1) == b'\\n'\n"
+        "fd = int(sys.argv[-1]); os.write(fd, b'two beats\\n'); os.close(fd)\n"
+        "while os.read(0, 1): pass\n"
+        "sys.exit(5)\n"
+    )
+    with Supervisor() as supervisor:
+        supervisor.start(python(tmp_path, script, announces=True, beat_s=0.05))
+        assert next_event(supervisor) == Announced("m", "two beats")
+        supervisor.end(["m"])
+        assert next_event(supervisor) == Exited("m", 5)
