@@ -53,7 +53,7 @@ class DhtNode:
     def __init__(self, settings: DhtSettings) -> None:
         """Joins the DHT. NoHivemind; Unreachable when no bootstrap peer answers, or not as it should."""
         self._settings = settings
-        self._hivemind = _import_hivemind()
+        self._hivemind = import_hivemind()
         self._loop = LoopThread("dht")
         try:
             self._node = self._loop.wait(self._open())
@@ -185,6 +185,7 @@ class _Hivemind:
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _import_hivemind() -> _Hivemind:
+def import_hivemind() -> _Hivemind:
+    """hivemind, which takes seconds the first time; NoHivemind when it is not installed."""
     require_hivemind()
     return _Hivemind()

@@ -2,7 +2,7 @@
 
 A discovery works from a thread of its own, and never ends a run: what can't be reached is tried again, and said once.
 
-    every third of a record's lifetime: greet the bootstrap peers, store the own record again
+    every third of a record's lifetime: store the own record again, greet the bootstrap peers
     find, members: read the DHT now
 """
 
@@ -108,13 +108,12 @@ class Discovery:
         if self._node is None:
             self._node = DhtNode(self._settings)
             self._up.set()
-        else:
-            self._node.greet()
         if self._address:
             now_s = time.time()
             record = Record(self._run, self._member, self._address, now_s, now_s + self._lifetime_s)
             if not self._node.store(_key(self._run), sealed(record, self._security), record.expires_at_s):
                 raise Unreachable(f"no node of the DHT takes the address of {self._member}")
+        self._node.greet()  # a bootstrap peer that was gone is known again
 
     def _say(self, what: str) -> None:
         if what != self._said:

@@ -6,6 +6,7 @@ Commands import what they run when they run, so that `--help` and a typing error
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import os
 import sys
@@ -288,6 +289,45 @@ def certs(
 
     wanted = members_of(load(run_file) if run_file is not None else None, members or ())
     typer.echo(make(directory, wanted, days, as_json=as_json))
+
+
+@app.command()
+def doctor(
+    address: Annotated[
+        str | None,
+        typer.Argument(metavar="[ADDRESS]", help="The coordinator's HOST:PORT, or NAME@PEER; none: no network."),
+    ] = None,
+    *,
+    run_file: Annotated[Path | None, typer.Option("--run", metavar="RUN.toml", help="Look for this run.")] = None,
+    bootstrap: Bootstrap = None,
+    name: Annotated[str | None, typer.Option("--id", help="The replica that this machine would be.")] = None,
+    certificates: Annotated[Path | None, typer.Option("--certificates", help="This member's, for a tls run.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="The run says security.mode = insecure.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look whether a run would work on this machine, and between it and a coordinator.
+
+    Example: dist-train doctor 10.0.0.1:7000 --id garage --certificates certs
+
+    Exit code 0 when it would, 1 when something would keep it from working. Measures with at most 16 MiB and 5 s each
+    way. See docs/doctor.md.
+    """
+    from launcher import doctor as practice
+    from launcher.doctor import finding, terminal
+
+    config = load(run_file) if run_file is not None else None
+    who = practice.patient(address, bootstrap or (), config, name, certificates, insecure=insecure)
+    findings = list(practice.examine(who))
+    facts = finding.document(who.address or "", findings)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        from rich.console import Console
+
+        console = Console() if sys.stdout.isatty() else Console(width=REPORT_COLUMNS)
+        console.print(terminal.table(findings))
+        console.print(terminal.summary(findings))
+    raise typer.Exit(0 if facts["ok"] else 1)
 
 
 @app.command()
