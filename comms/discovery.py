@@ -14,7 +14,7 @@ import time
 from typing import Self
 
 from comms.agreement import COORDINATOR
-from comms.dht import DhtNode, DhtSettings, require_hivemind
+from comms.dht import DhtNode, DhtSettings, import_hivemind
 from comms.errors import CommsError, Unreachable
 from comms.record import Record, newest, sealed
 from comms.security import Security
@@ -28,7 +28,7 @@ class Discovery:
 
     def __init__(self, run: str, member: str, security: Security, settings: DhtSettings, lifetime_s: float) -> None:
         """NoHivemind when it is not installed here."""
-        require_hivemind()
+        import_hivemind()  # here: two threads that import torch at once wait for each other
         self._run, self._member, self._security = run, member, security
         self._settings, self._lifetime_s = settings, lifetime_s
         self._address = ""

@@ -164,9 +164,7 @@ def test_one_measurement_at_a_time_and_who_does_not_read_is_hung_up_on(
     pytest.fail("the turn was never given back")
 
 
-def test_an_upload_that_stands_still_ends(
-    stub: probe_pb2_grpc.ProbesStub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_upload_that_stands_still_ends(stub: probe_pb2_grpc.ProbesStub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_service, "MOST_S", 0.5)
 
     def slowly() -> Iterator[pb.ProbeChunk]:

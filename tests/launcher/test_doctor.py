@@ -90,7 +90,9 @@ def test_all_is_well(plain: Processes, capsys: pytest.CaptureFixture[str], monke
     assert (code, said["ok"], said["address"]) == (0, True, plain.address)
     assert [finding["check"] for finding in said["findings"]] == CHECKS + WAY
     assert all(set(f) == {"check", "verdict", "fact", "remedy", "values"} for f in said["findings"])
-    assert all(f["verdict"] in ("ok", "warning") and bool(f["remedy"]) == (f["verdict"] != "ok") for f in said["findings"])
+    assert all(
+        f["verdict"] in ("ok", "warning") and bool(f["remedy"]) == (f["verdict"] != "ok") for f in said["findings"]
+    )
     found = by_check(said)
     assert found["run"]["values"] == {"run": "run", "route": "direct", "replicas": []}
     assert found["interface"]["values"] == {"host": "127.0.0.1", "interface": "lo"}
