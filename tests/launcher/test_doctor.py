@@ -161,7 +161,7 @@ def test_a_machine_behind_a_nat_can_not_be_dialled_back(plain: Processes) -> Non
     ],
 )
 def test_a_clock_that_is_off(
-    tmp_path: Path, certs: Path, ahead_s: float, under_tls: bool, discovers: bool, verdict: str
+    tmp_path: Path, certs: Path, *, ahead_s: float, under_tls: bool, discovers: bool, verdict: str
 ) -> None:
     security = tls(certs) if under_tls else lambda _: Loopback()
     with (
