@@ -227,7 +227,7 @@ def test_certificates_are_looked_at_before_anything_is_dialled(certs: Path, tmp_
 
 def test_the_known_good_versions_are_those_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert machine.PYTHON == project["requires-python"]
+    assert project["requires-python"] == machine.PYTHON
     required = [*project["dependencies"], *project["optional-dependencies"]["dht"]]
     assert {f"{name}{range_}" for name, range_ in (machine.KNOWN_GOOD | machine.HIVEMIND).items()} <= set(required)
 
