@@ -171,6 +171,7 @@ def listening(pid: int) -> list[str]:
     return [f"{name} at {c.laddr}" for name, c in found if c.status == psutil.CONN_LISTEN]
 
 
+@pytest.mark.full_matrix  # five processes that import torch, and three daemons
 @pytest.mark.timeout(400)
 def test_a_machine_that_only_dials_out_joins_by_the_runs_name(tmp_path: Path) -> None:
     """Behind a firewall: under "relay" it listens nowhere, finds the coordinator, catches up and takes part."""
