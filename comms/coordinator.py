@@ -31,6 +31,7 @@ from comms.limits import Throttle
 from comms.marks import Marks
 from comms.meetings import MeetingService
 from comms.payloads import PayloadService
+from comms.probe_service import ProbeService
 from comms.rounds import advance, next_deadline_s
 from comms.run_state import (
     Alive,
@@ -51,7 +52,7 @@ from comms.run_state import (
 from comms.security import Security, Tls
 from comms.store import PayloadStore
 from comms.uploads import Uploads
-from protos import meeting_pb2_grpc, payload_pb2_grpc, round_pb2_grpc
+from protos import meeting_pb2_grpc, payload_pb2_grpc, probe_pb2_grpc, round_pb2_grpc
 from protos import round_pb2 as pb
 
 _LINGER_S = 10.0
@@ -395,6 +396,7 @@ async def coordinate(
             )
             service = PayloadService(relay_store, ledger, uploads)
             payload_pb2_grpc.add_PayloadsServicer_to_server(service, server)
+        probe_pb2_grpc.add_ProbesServicer_to_server(ProbeService(security, ledger), server)
         meetings = MeetingService(lambda replica: replica in coordinator.state.known, rules.gather_deadline_s)
         meeting_pb2_grpc.add_MeetingsServicer_to_server(meetings, server)
         with watching(coordinator):

@@ -49,7 +49,7 @@ def read_keys(directory: Path, member: str, now: datetime.datetime | None = None
         raise CertificateError(f"{where}, its key or {AUTHORITY}.pem is no PEM file of its kind: {error}") from None
     if public_key != parsed.public_key():
         raise CertificateError(f"{where} does not belong to {member}.key beside it; issue both again")
-    if not any(_has_issued(each, parsed) for each in authorities):
+    if not any(has_issued(each, parsed) for each in authorities):
         raise CertificateError(f"{where} was not issued by {AUTHORITY}.pem beside it; copy both from one place")
     if not parsed.not_valid_before_utc <= now <= parsed.not_valid_after_utc:
         raise CertificateError(
@@ -57,8 +57,8 @@ def read_keys(directory: Path, member: str, now: datetime.datetime | None = None
             f"{parsed.not_valid_after_utc:%Y-%m-%d %H:%M} UTC and it is {now:%Y-%m-%d %H:%M}: "
             "renew it with dist-train certs, or set the clock"
         )
-    if _names(parsed) != [dns_name(member)]:
-        raise CertificateError(f"{where} names {_names(parsed)}, not {member}")
+    if names_in(parsed) != [dns_name(member)]:
+        raise CertificateError(f"{where} names {names_in(parsed)}, not {member}")
     return Keys(authority, certificate, key, parsed.not_valid_after_utc)
 
 
@@ -128,7 +128,8 @@ def _unreadable(error: OSError) -> CertificateError:
     return CertificateError(f"{error.filename}: {error.strerror}; make it with dist-train certs, or copy it here")
 
 
-def _has_issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+def has_issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+    """Whether the authority has signed the certificate, which may be anybody's."""
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature):
@@ -136,7 +137,8 @@ def _has_issued(authority: x509.Certificate, certificate: x509.Certificate) -> b
     return True
 
 
-def _names(certificate: x509.Certificate) -> list[str]:
+def names_in(certificate: x509.Certificate) -> list[str]:
+    """The DNS names that a certificate is for."""
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -77,6 +77,8 @@ class TransportSettings:
     heartbeat_s: float
     fetch_deadline_s: float
     outage_deadline_s: float
+    whereabouts: Callable[[], str | None] | None = None
+    """Says where the coordinator is now, as far as that is known; may take seconds. None: it does not move."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class GrpcTransport:
 
     def __init__(self, settings: TransportSettings, store: PayloadStore, ledger: Ledger) -> None:
         self._settings = settings
+        self._coordinator_address = settings.coordinator_address
         self._store = store
         self._ledger = ledger
         self._inbox = queue.Queue[CoordinatorMessage | CommsError]()
@@ -258,10 +261,11 @@ class GrpcTransport:
                 # However long it had nothing to say: until now it was there.
                 gone_since_s, pause_s = loop.time(), _RETRY_S
                 _log.warning("lost the coordinator; trying again for %g s", outage_s)
+            await self._look_for_coordinator()
             remaining_s = gone_since_s + outage_s - loop.time()
             if remaining_s <= 0:
                 raise Unreachable(
-                    f"the coordinator at {self._settings.coordinator_address} has not answered for {outage_s:g} s "
+                    f"the coordinator at {self._coordinator_address} has not answered for {outage_s:g} s "
                     f"({why}). Is it up? Raise exchange.outage_deadline_s."
                 )
             await asyncio.sleep(min(remaining_s, pause_s * random.uniform(0.5, 1.5)))  # noqa: S311 - spreads reconnections
@@ -438,7 +442,7 @@ class GrpcTransport:
     def _sources(self, owner: str, holders: Sequence[Holder]) -> list[Holder]:
         """Who may have an owner's payloads: itself, then the others; under "relay" the coordinator alone."""
         if self._settings.route == "relay":
-            return [Holder(COORDINATOR, self._settings.coordinator_address)]
+            return [Holder(COORDINATOR, self._coordinator_address)]
         others = [holder for holder in holders if holder.replica not in (owner, self._settings.replica)]
         return [holder for holder in holders if holder.replica == owner] + others
 
@@ -446,7 +450,16 @@ class GrpcTransport:
         return round_pb2_grpc.RoundsStub(self._coordinator_channel())
 
     def _coordinator_channel(self) -> grpc.aio.Channel:
-        return self._channels.to(COORDINATOR, self._settings.coordinator_address)
+        return self._channels.to(COORDINATOR, self._coordinator_address)
+
+    async def _look_for_coordinator(self) -> None:
+        """From now on dials where the coordinator is found by name, if that is elsewhere."""
+        if self._settings.whereabouts is None or self._closing:
+            return
+        found = await asyncio.to_thread(self._settings.whereabouts)
+        if found is not None and found != self._coordinator_address:
+            _log.warning("the coordinator has moved from %s to %s", self._coordinator_address, found)
+            self._coordinator_address = found
 
     async def _shut_down(self) -> None:
         if self._conversation is not None and not self._conversation.done():

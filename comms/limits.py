@@ -56,3 +56,22 @@ class Turns:
             turns, users = self._callers.pop(caller)
             if users > 1:
                 self._callers[caller] = (turns, users - 1)
+
+
+class Allowances:
+    """Lets each caller do `burst` things at once and then `per_s` a second; who wants more is refused."""
+
+    _MOST_CALLERS = 1024
+
+    def __init__(self, burst: int, per_s: float) -> None:
+        self._burst, self._per_s = burst, per_s
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def take(self, caller: str, now_s: float) -> bool:
+        """Takes one of `caller`'s; False when it has none left."""
+        left, at_s = self._left.pop(caller, (float(self._burst), now_s))
+        left = min(self._burst, left + (now_s - at_s) * self._per_s)
+        if len(self._left) >= self._MOST_CALLERS:
+            del self._left[next(iter(self._left))]  # whoever has asked least lately
+        self._left[caller] = (max(0.0, left - 1) if left >= 1 else left, now_s)
+        return left >= 1

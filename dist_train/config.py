@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from comms.multiaddress import NOWHERE, all_loopback, listen_host, peer_of
 from dist_train.rates import bits_per_second, latency_s, line_of, seconds
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def _readable_by(parse: Callable[[str], object]) -> AfterValidator:
 RateText = Annotated[str, _readable_by(bits_per_second)]
 LineText = Annotated[str, _readable_by(line_of)]
 LatencyText = Annotated[str, _readable_by(latency_s)]
+PeerText = Annotated[str, _readable_by(peer_of)]
+ListenText = Annotated[str, _readable_by(listen_host)]
 TimeText = Annotated[str, _readable_by(seconds)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
@@ -183,7 +186,7 @@ class InnerConfig(_Section):
 
 
 NOT_SHARED = (
-    *("pipeline", "security", "sequence", "launch", "ssh", "slurm", "kubernetes", "watch"),
+    *("pipeline", "security", "discovery", "sequence", "launch", "ssh", "slurm", "kubernetes", "watch"),
     *("replica", "link", "simulate", "device", "plan", "prices"),
 )
 """Sections that say where and how something runs, or foretell it: members of one run may differ in them."""
@@ -336,6 +339,26 @@ class SequenceConfig(_Section):
     plan_deadline_s: Seconds | None = 1.0
     """How long a step waits for its plan before it runs by a simpler one. Longer where resumed steps must repeat bit
     for bit: another plan adds the same numbers in another order."""
+
+
+class DiscoveryConfig(_Section):
+    """[discovery]: how members find each other by the run's name, without a fixed address. See docs/discovery.md."""
+
+    bootstrap: tuple[PeerText, ...] = ()
+    """Nodes of the DHT to begin with, such as "/ip4/192.0.2.1/tcp/7100/p2p/12D3..."; any of them will do. None: there
+    is no discovery, unless `listen` says that this member begins a DHT."""
+    listen: ListenText | None = None
+    """Where this member's node listens, such as "/ip4/0.0.0.0/tcp/7100"; "none" only dials out. When left out: any port
+    of this machine's, but nowhere for a replica under `exchange.route = "relay"`."""
+    advertise: str | None = None
+    """HOST:PORT at which others reach the coordinator, where that is not where it listens: a forwarded port."""
+    record_s: Seconds = Field(default=60.0, ge=3.0, le=3600.0)
+    """How long an address is good for after its member was last heard of; it is renewed three times as often."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether members look for each other at all."""
+        return bool(self.bootstrap) or self.listen is not None
 
 
 class CheckpointConfig(_Section):
@@ -662,6 +685,7 @@ class Config(_Section):
     pipeline: PipelineConfig = PipelineConfig()
     security: SecurityConfig = SecurityConfig()
     sequence: SequenceConfig = SequenceConfig()
+    discovery: DiscoveryConfig = DiscoveryConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     launch: LaunchConfig = LaunchConfig()
     ssh: SshConfig = SshConfig()
@@ -687,6 +711,7 @@ class Config(_Section):
                 f'security.token_file does nothing under security.mode = "{self.security.mode}"; '
                 'say "tls", or leave it out'
             )
+        self._check_discovery()
         processes = [name for replica in self.replica for name in (replica.pipeline or (replica.id,))]
         if shared := sorted({name for name in processes if processes.count(name) > 1}):
             raise ValueError(f'"{shared[0]}" is the name of two machines in [[replica]]; give each its own')
@@ -728,6 +753,16 @@ class Config(_Section):
                 f'inner.optimizer = "adamw" and a sequence.planner; leave it out with "{self.outer.method}", '
                 f'"{self.inner.optimizer}", "{self.sequence.planner}"'
             )
+
+    def _check_discovery(self) -> None:
+        discovery = self.discovery
+        if self.security.mode == "loopback" and not all_loopback(discovery.bootstrap, discovery.listen):
+            raise ValueError(
+                'security.mode = "loopback" never leaves this machine, and [discovery] names another: say '
+                '/ip4/127.0.0.1/..., or security.mode = "tls"'
+            )
+        if not discovery.bootstrap and discovery.listen == NOWHERE:
+            raise ValueError('discovery.listen = "none" has nobody to ask: name bootstrap peers, or leave it out')
 
     def _check_pipeline(self, replica: ReplicaConfig) -> None:
         place, method = f'replica "{replica.id}"', self.outer.method

@@ -12,6 +12,7 @@ from comms.ledger import Ledger
 from comms.run_state import RoundRules
 from comms.store import PayloadStore
 from dist_train.config import Config
+from dist_train.discovery import advertised, discovery_of
 from dist_train.run_directory import RunDirectory
 from dist_train.security import security_of
 from dist_train.watch.watching import watching_coordinator
@@ -38,7 +39,16 @@ def run_coordinator(config: Config, directory: RunDirectory, on_listening: Calla
         most_faults=exchange.most_faults,
         most_replayed_rounds=exchange.most_replayed_rounds,
     )
-    with Ledger(directory.ledger(COORDINATOR), COORDINATOR) as ledger:
+    with (
+        Ledger(directory.ledger(COORDINATOR), COORDINATOR) as ledger,
+        discovery_of(config, COORDINATOR, security) as discovery,
+    ):
+
+        def tell(bound: str) -> None:
+            if discovery is not None:
+                discovery.announce(advertised(config, bound))
+            on_listening(bound)
+
         asyncio.run(
             coordinate(
                 run=config.run.name,
@@ -50,7 +60,7 @@ def run_coordinator(config: Config, directory: RunDirectory, on_listening: Calla
                 metrics=directory.metrics,
                 relay_store=PayloadStore(directory.payloads(COORDINATOR)) if exchange.route == "relay" else None,
                 shared_config=config.to_shared_json(),
-                on_listening=on_listening,
+                on_listening=tell,
                 watching=partial(watching_coordinator, config, directory, ledger),
             )
         )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from comms.agreement import CatchUp, CommittedRound, Finish, Join, Leave, RoundPlan
+from comms.agreement import COORDINATOR, CatchUp, CommittedRound, Finish, Join, Leave, RoundPlan
 from comms.crew import CrewTransport
 from comms.errors import RunFailed
 from comms.grpc_transport import GrpcTransport, TransportSettings
@@ -23,6 +24,7 @@ from dist_train.checkpoint import CheckpointError, CheckpointInfo, Checkpoints, 
 from dist_train.config import Config, ConfigError, ReplicaConfig
 from dist_train.data.corpus import Corpus, open_corpus
 from dist_train.data.stream import Stream
+from dist_train.discovery import LOOK_S, discovery_of
 from dist_train.enlist import Enlist, enlist
 from dist_train.model import fragment_shapes, model_vocab_size
 from dist_train.outer import outer_method
@@ -57,7 +59,11 @@ def run_replica(
         config.data, vocab_size=model_vocab_size(config.model), seed=config.run.seed, directory=directory.corpus
     )
     join_crew = join_crew or enlist(config, section, rank, coordinator_address, security)
-    with Ledger(directory.ledger(name), replica_id) as ledger, join_crew(ledger) as crew:
+    with (
+        Ledger(directory.ledger(name), replica_id) as ledger,
+        join_crew(ledger) as crew,
+        discovery_of(config, replica_id, security) as discovery,
+    ):
         device = _device(section, rank)
         seat = seat_of(config, section, crew, device, folder=directory.path, ledger=ledger)
         outer = outer_method(config, seat.model, seat.inner, seat.duties, seat.start)
@@ -74,8 +80,11 @@ def run_replica(
             heartbeat_s=config.exchange.heartbeat_s,
             fetch_deadline_s=config.exchange.fetch_deadline_s,
             outage_deadline_s=config.exchange.outage_deadline_s,
+            whereabouts=None if discovery is None else partial(discovery.find, COORDINATOR, LOOK_S),
         )
         own = GrpcTransport(settings, PayloadStore(directory.payloads(replica_id)), ledger)
+        if discovery is not None and crew.rank == 0 and own.address:
+            discovery.announce(own.address)
         transport = own if is_alone else CrewTransport(own, crew, own.address)
         try:
             stream = Stream(corpus, config.run.seed)

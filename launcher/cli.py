@@ -6,6 +6,7 @@ Commands import what they run when they run, so that `--help` and a typing error
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import os
 import sys
@@ -37,6 +38,16 @@ app = typer.Typer(
 )
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's config.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's directory (run.directory of its config).")]
+Address = Annotated[
+    str,
+    typer.Argument(
+        metavar="ADDRESS", help="Where the run's coordinator is: HOST:PORT, or NAME@PEER (docs/discovery.md)."
+    ),
+]
+Bootstrap = Annotated[
+    list[str] | None,
+    typer.Option("--bootstrap", metavar="PEER", help="ADDRESS is a name; this peer knows where it is."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 Lifeline = Annotated[bool, typer.Option("--lifeline", help="End when stdin closes.")]
 
@@ -112,8 +123,9 @@ def launch(
 
 @app.command()
 def join(
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Where the run's coordinator is, HOST:PORT.")],
+    address: Address,
     *,
+    bootstrap: Bootstrap = None,
     name: Annotated[str | None, typer.Option("--id", help="The replica's name; this machine's when left out.")] = None,
     directory: Annotated[Path | None, typer.Option("--directory", help="Where it is kept; runs/RUN-ID if not.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1.")] = "auto",
@@ -127,18 +139,20 @@ def join(
 
     Example: dist-train join 10.0.0.1:7000 --id garage --certificates certs
 
+    Or by its name, wherever it is: dist-train join demo@/ip4/192.0.2.1/tcp/7100/p2p/12D3... --certificates certs
+
     The run must have room: exchange.most_replicas. Joining again with the same directory goes on where it stopped.
     """
     from launcher import join as joining
 
-    who = joining.newcomer(address, name, device, certificates, token, insecure=insecure)
+    who = joining.newcomer(address, name, device, certificates, token, insecure=insecure, bootstrap=bootstrap or ())
     config, run_directory = joining.prepare(who, directory)
-    typer.echo(f"joining {config.run.name} at {address} as {who.id}, in {run_directory.path}")
+    typer.echo(f"joining {config.run.name} at {who.address} as {who.id}, in {run_directory.path}")
 
     def body() -> None:
         from dist_train.replica import run_replica
 
-        run_replica(config, run_directory, who.id, address)
+        run_replica(config, run_directory, who.id, who.address)
 
     _run_member(who.id, body, lifeline=False)
     typer.echo(f"{config.run.name} is complete")
@@ -278,6 +292,64 @@ def certs(
 
     wanted = members_of(load(run_file) if run_file is not None else None, members or ())
     typer.echo(make(directory, wanted, days, as_json=as_json))
+
+
+@app.command()
+def doctor(
+    address: Annotated[
+        str | None,
+        typer.Argument(metavar="[ADDRESS]", help="The coordinator's HOST:PORT, or NAME@PEER; none: no network."),
+    ] = None,
+    *,
+    run_file: Annotated[Path | None, typer.Option("--run", metavar="RUN.toml", help="Look for this run.")] = None,
+    bootstrap: Bootstrap = None,
+    name: Annotated[str | None, typer.Option("--id", help="The replica that this machine would be.")] = None,
+    certificates: Annotated[Path | None, typer.Option("--certificates", help="This member's, for a tls run.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="The run says security.mode = insecure.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look whether a run would work on this machine, and between it and a coordinator.
+
+    Example: dist-train doctor 10.0.0.1:7000 --id garage --certificates certs
+
+    Exit code 0 when it would, 1 when something would keep it from working. Measures with at most 16 MiB and 5 s each
+    way. See docs/doctor.md.
+    """
+    from launcher import doctor as practice
+    from launcher.doctor import finding, terminal
+
+    config = load(run_file) if run_file is not None else None
+    who = practice.patient(address, bootstrap or (), config, name, certificates, insecure=insecure)
+    findings = list(practice.examine(who))
+    facts = finding.document(who.address or "", findings)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        from rich.console import Console
+
+        console = Console() if sys.stdout.isatty() else Console(width=REPORT_COLUMNS)
+        console.print(terminal.table(findings))
+        console.print(terminal.summary(findings))
+    raise typer.Exit(0 if facts["ok"] else 1)
+
+
+@app.command()
+def bootstrap(
+    listen: Annotated[str, typer.Option("--listen", help="Where others reach it.")] = "/ip4/0.0.0.0/tcp/7100",
+    identity: Annotated[
+        Path, typer.Option("--identity", metavar="FILE", help="Its key, made when missing: keeps its address the same.")
+    ] = Path("bootstrap.key"),
+    peers: Annotated[list[str] | None, typer.Option("--peer", help="Another bootstrap peer, to be one DHT.")] = None,
+) -> None:
+    """Run a node by which members of runs find each other. It knows no secrets and trains nothing; Ctrl-C ends it.
+
+    Example: dist-train bootstrap --listen /ip4/0.0.0.0/tcp/7100
+
+    Its first lines are the addresses to put into discovery.bootstrap. See docs/discovery.md.
+    """
+    from launcher import bootstrap_peer as node
+
+    node.serve(listen, identity, peers or [], say=typer.echo)
 
 
 @app.command()

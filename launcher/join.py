@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,10 @@ from comms.security import Insecure, Loopback, Security, Tls
 from dist_train.config import Config, ConfigError, load, parse
 from dist_train.run_directory import RunDirectory, write_atomically
 from launcher.members import replica_ids
+from launcher.whereabouts import named_run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MOST_CONFIG_CHARACTERS = 1_000_000
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class Newcomer:
     device: str
     security: Mapping[str, Any]
     """The [security] section of its config."""
+    discovery: Mapping[str, Any] = field(default_factory=dict)
+    """The [discovery] section."""
 
     def security_value(self) -> Security:
         """What it asks the coordinator with; ConfigError when its certificate can't be used."""
@@ -56,15 +59,26 @@ class Newcomer:
 
 
 def newcomer(
-    address: str, name: str | None, device: str, certificates: Path | None, token: Path | None, *, insecure: bool
+    address: str,
+    name: str | None,
+    device: str,
+    certificates: Path | None,
+    token: Path | None,
+    *,
+    insecure: bool,
+    bootstrap: Sequence[str] = (),
 ) -> Newcomer:
-    """What the options come to; ConfigError when they contradict each other or the address."""
+    """What the options come to; ConfigError when they contradict each other or the address.
+
+    Looks the address up when it is a run's name: Unreachable when nobody knows it.
+    """
     if certificates is None and token is not None:
         raise ConfigError("--token does nothing without --certificates; give both, or neither")
     if certificates is not None and insecure:
         raise ConfigError("--certificates and --insecure exclude each other; give one")
-    host, _ = host_and_port(address)
-    if certificates is None and not insecure and not is_loopback(host):
+    named = named_run(address, bootstrap)
+    is_here = named.is_here if named is not None else is_loopback(host_and_port(address)[0])
+    if certificates is None and not insecure and not is_here:
         raise ConfigError(
             f"{address} is another machine: give --certificates DIR (and see docs/security.md), or --insecure if the "
             "run says so"
@@ -74,7 +88,10 @@ def newcomer(
         security = {"mode": "tls", "certificates": str(certificates)}
         if token is not None:
             security["token_file"] = str(token)
-    return Newcomer(address, name or _host_name(), device, security)
+    who = Newcomer(address, name or _host_name(), device, security)
+    if named is None:
+        return who
+    return replace(who, address=named.locate(who.security_value()), discovery={"bootstrap": list(named.bootstrap)})
 
 
 def prepare(who: Newcomer, folder: Path | None) -> tuple[Config, RunDirectory]:
@@ -111,7 +128,7 @@ def config_of(invitation: Invitation, who: Newcomer, path: Path) -> Config:
         raise ConfigError(
             f"{origin} has no room: exchange.most_replicas = {most_replicas}, and {', '.join(others)} take part"
         )
-    document["security"] = dict(who.security)
+    document["security"], document["discovery"] = dict(who.security), dict(who.discovery)
     document["replica"] = [{"id": name} for name in ids[:-1]] + [{"id": who.id, "device": who.device}]
     config = parse(document, origin=origin)
     if config.digest() != invitation.config_digest:

@@ -56,8 +56,10 @@ def settings(
     route: Route = "direct",
     outage_deadline_s: float = 20.0,
     security: Callable[[str], Security] = loopback,
+    *,
+    whereabouts: Callable[[], str | None] | None = None,
 ) -> TransportSettings:
-    return TransportSettings(replica, address, route, security(replica), 0.5, 10.0, outage_deadline_s)
+    return TransportSettings(replica, address, route, security(replica), 0.5, 10.0, outage_deadline_s, whereabouts)
 
 
 @contextmanager
@@ -69,11 +71,14 @@ def transport_of(
     outage_deadline_s: float = 20.0,
     *,
     security: Callable[[str], Security] = loopback,
+    whereabouts: Callable[[], str | None] | None = None,
 ) -> Iterator[GrpcTransport]:
     """A transport with a store and a ledger of its own below `folder`, closed at the end."""
     with Ledger(folder / f"{replica}.jsonl", replica) as ledger:
         transport = GrpcTransport(
-            settings(replica, address, route, outage_deadline_s, security), PayloadStore(folder / replica), ledger
+            settings(replica, address, route, outage_deadline_s, security, whereabouts=whereabouts),
+            PayloadStore(folder / replica),
+            ledger,
         )
         try:
             yield transport
@@ -175,8 +180,10 @@ class Member:
         before_report: Callable[[int], None] = lambda _: None,
         before_acknowledge: Callable[[int], None] = lambda _: None,
         security: Callable[[str], Security] = loopback,
+        whereabouts: Callable[[], str | None] | None = None,
     ) -> None:
         self._security = security
+        self._whereabouts = whereabouts
         self.name = name
         self.applied: list[Manifest] = []
         self.contents: list[dict[str, bytes]] = []
@@ -197,7 +204,9 @@ class Member:
 
     def _run(self, folder: Path, address: str, route: Route) -> None:
         try:
-            with transport_of(folder, self.name, address, route, security=self._security) as transport:
+            with transport_of(
+                folder, self.name, address, route, security=self._security, whereabouts=self._whereabouts
+            ) as transport:
                 transport.join(join_of(self.name, transport))
                 self._follow(transport)
         except Exception as error:  # noqa: BLE001 - the test's own thread raises it

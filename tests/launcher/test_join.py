@@ -7,10 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from comms.certificates import OPERATOR, issue
@@ -70,8 +73,20 @@ def test_options_that_contradict_each_other_are_refused(
         newcomer(address, "x", "cpu", certificates, token, insecure=insecure)
 
 
-def join(members: Processes, name: str, folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = ["join", members.address, "--id", name, "--directory", str(folder), "--device", "cpu", *options]
+def join(
+    members: Processes, name: str, folder: Path, *options: str, address: str | None = None
+) -> subprocess.Popen[str]:
+    command = [
+        "join",
+        address or members.address,
+        "--id",
+        name,
+        "--directory",
+        str(folder),
+        "--device",
+        "cpu",
+        *options,
+    ]
     return subprocess.Popen(
         [sys.executable, "-m", "launcher", *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
@@ -138,3 +153,63 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_written(tmp_path: Pa
         assert process.returncode == 2
         assert said.splitlines()[-1].endswith("a replica 'b' takes part already; choose another name: --id NAME")
         assert not (tmp_path / "mine").exists()
+
+
+@contextmanager
+def bootstrap_peer(folder: Path) -> Iterator[str]:
+    """`dist-train bootstrap`, as anybody can run it; the address that it prints."""
+    options = ["--listen", "/ip4/127.0.0.1/tcp/0", "--identity", str(folder / "bootstrap.key")]
+    command = [sys.executable, "-m", "launcher", "bootstrap", *options]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    ) as peer:
+        try:
+            assert peer.stdout is not None
+            yield peer.stdout.readline().strip()
+        finally:
+            peer.send_signal(signal.SIGINT)
+    assert peer.returncode == 0
+
+
+def listening(pid: int) -> list[str]:
+    """Where a process and its children accept connections of the internet."""
+    root = psutil.Process(pid)
+    found = [(each.name(), c) for each in [root, *root.children(recursive=True)] for c in each.net_connections("inet")]
+    return [f"{name} at {c.laddr}" for name, c in found if c.status == psutil.CONN_LISTEN]
+
+
+@pytest.mark.full_matrix  # five processes that import torch, and three daemons
+@pytest.mark.timeout(400)
+def test_a_machine_that_only_dials_out_joins_by_the_runs_name(tmp_path: Path) -> None:
+    """Behind a firewall: under "relay" it listens nowhere, finds the coordinator, catches up and takes part."""
+    certificates, mine = tmp_path / "certs", tmp_path / "mine"
+    issue(certificates, [COORDINATOR, OPERATOR, "a", "x"], 1)
+    with bootstrap_peer(tmp_path) as peer:
+        config = tiny(
+            tmp_path / "run", write_corpus(tmp_path / "corpus"), run={"name": "hidden"}, outer={"rounds": 4},
+            security={"mode": "tls", "certificates": str(certificates)},
+            discovery={"bootstrap": [peer], "listen": "/ip4/127.0.0.1/tcp/0"}, replicas=1,
+            exchange={
+                "route": "relay", "min_replicas": 2, "most_replicas": 2, "liveness_deadline_s": 60.0,
+                "heartbeat_s": 1.0, "gather_deadline_s": 300.0,
+            },
+        )  # fmt: skip
+        with processes(config) as members:
+            members.start()
+            members.members["x"] = join(
+                members, "x", mine, "--certificates", str(certificates), address=f"hidden@{peer}"
+            )
+            members.wait_for("x", "round 1: trained")
+            assert listening(members.members["x"].pid) == []
+            assert any(found.startswith("p2pd") for found in listening(members.members[COORDINATOR].pid))
+            assert set(members.finish().values()) == {0}
+    rows = metrics(members.directory)
+    assert [row["contributors"] for row in rows] == [["a", "x"]] * 4
+    assert all(row["agreed"] for row in rows)
+
+
+def test_a_name_without_a_bootstrap_peer_is_no_address() -> None:
+    with pytest.raises(ConfigError, match="give the run's name, not an address"):
+        newcomer("10.0.0.1:7000", "x", "cpu", None, None, insecure=True, bootstrap=["/ip4/10.0.0.1/tcp/1/p2p/x"])
+    with pytest.raises(ConfigError, match="is another machine: give --certificates"):
+        newcomer("demo@/ip4/10.0.0.1/tcp/1/p2p/x", "x", "cpu", None, None, insecure=False)
