@@ -32,9 +32,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from dist_train.sequence.calibration import Sample, all_to_all_bytes, fit
-from dist_train.sequence.planner import plan_step
-from dist_train.sequence.ranks import Ranks
 from torch.multiprocessing.spawn import start_processes
 
 from comms.leases import Segment
@@ -44,9 +41,12 @@ from dist_train.data.corpus import open_corpus
 from dist_train.data.stream import Stream
 from dist_train.model import build_model
 from dist_train.sequence.ahead import PlanAhead
+from dist_train.sequence.calibration import Sample, all_to_all_bytes, fit
 from dist_train.sequence.errors import PlanningError
 from dist_train.sequence.groups import RankGroups, join_ranks
 from dist_train.sequence.measure import calibration_cases, measure, measure_reduction
+from dist_train.sequence.planner import plan_step
+from dist_train.sequence.ranks import Ranks
 from dist_train.sequence.step import accumulate
 
 if TYPE_CHECKING:

@@ -30,6 +30,9 @@ MOST_REPLICAS = 24
 WIDEST_CONTRIBUTORS = 24
 STATUS_STYLES = {"complete": "green", "running": "cyan", "interrupted": "yellow"}
 
+INSIDE_A_MACHINE = ("sequence_all_to_all", "intra_replica")
+"""Kinds that need no internet link: the ranks of a replica are on one machine, but for a few bytes of a pipeline's."""
+
 
 def render_terminal(report: Report) -> RenderableType:
     """The whole report, top to bottom in the order in which questions come."""
@@ -100,9 +103,15 @@ def _traffic(report: Report) -> Table:
             shown = (part.sent_bytes, part.received_bytes, part.predicted_bytes)
             share = f"{part.sent_bytes / part.predicted_bytes:.1%}" if part.predicted_bytes else UNKNOWN
             table.add_row(part.kind.replace("_", " "), *map(bytes_text, shown), share)
-    totals = (sum(part.sent_bytes for part in report.traffic), sum(part.received_bytes for part in report.traffic))
     table.add_section()
-    table.add_row("all", *map(bytes_text, totals), "", "")
+    inside = [part for part in report.traffic if part.kind in INSIDE_A_MACHINE]
+    for name, parts in (
+        ("between machines", [p for p in report.traffic if p not in inside]),
+        ("between ranks", inside),
+    ):
+        totals = (sum(part.sent_bytes for part in parts), sum(part.received_bytes for part in parts))
+        if any(totals):
+            table.add_row(name, *map(bytes_text, totals), "", "")
     return table
 
 
