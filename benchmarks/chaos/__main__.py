@@ -24,7 +24,7 @@ from benchmarks.chaos.faults import FAULTS, NEWCOMER, Attack, schedule
 from benchmarks.chaos.history import VERSION, History, Record, add_outcome, read
 from benchmarks.chaos.members import COORDINATOR, Members
 from benchmarks.chaos.throughput import throughput
-from benchmarks.chaos.tiny import STEPS, tiny_run, write_corpus
+from benchmarks.chaos.tiny import STEPS, compile_codec, tiny_run, write_corpus
 
 if TYPE_CHECKING:
     from launcher.star import Star
@@ -43,6 +43,7 @@ def hurt(arguments: argparse.Namespace, folder: Path) -> Path:
             folder / "run", write_corpus(folder / "corpus"), replicas=len(replicas), most_replicas=len(replicas) + 1,
             security="insecure" if star else "loopback",
         )  # fmt: skip
+        compile_codec(config)
         history = History(folder / "history.jsonl")
         history.add(
             "header", version=VERSION, seed=arguments.seed, replicas=replicas, every_s=arguments.every,
