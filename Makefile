@@ -19,7 +19,7 @@ test: $(VENV)/.dev  ## Run the tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full_matrix" $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.dev  ## Run every fault at every point of a round (about ten minutes).
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/benchmarks $(PYTEST_ARGS)
 
 test-shapes: $(VENV)/.dev  ## Run a step in every partition of eight ranks (some minutes).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/dist_train/sequence -m full_matrix $(PYTEST_ARGS)
