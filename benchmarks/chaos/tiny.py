@@ -44,8 +44,8 @@ def tiny_run(directory: Path, source: str, *, replicas: int, most_replicas: int,
 def compile_codec(config: Config) -> None:
     """Compiles what the members need, once, before any deadline runs."""
     rule = config.sparseloco
-    sizes = {"chunk": rule.chunk, "k": rule.k, "value_bits": rule.value_bits}
-    prepare(codec_for(config.outer.method, quantizer=rule.quantizer, **sizes))
+    method = config.outer.method
+    prepare(codec_for(method, chunk=rule.chunk, k=rule.k, value_bits=rule.value_bits, quantizer=rule.quantizer))
 
 
 def write_corpus(folder: Path, documents: int = 400) -> str:
