@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 START_PATIENCE_S = 180.0
 QUIET_S, QUIET_PATIENCE_S = 3.0, 60.0
 END_PATIENCE_S = 30.0
+LEAST_ROUNDS = 3
+"""Without faults, however slow the machine is: a rate needs as many."""
 
 
 def hurt(arguments: argparse.Namespace, folder: Path) -> Path:
@@ -52,6 +54,8 @@ def hurt(arguments: argparse.Namespace, folder: Path) -> Path:
         with Members(config, history, arguments.round_s / STEPS, star) as members:
             _begin(members, replicas)
             history.add("phase", phase="baseline")
+            for _ in range(LEAST_ROUNDS):
+                _sees_commit_of(members, set(), START_PATIENCE_S)
             time.sleep(arguments.baseline_s)
             history.add("phase", phase="chaos")
             _attack(members, replicas, arguments)
