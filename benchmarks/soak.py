@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.chaos.history import History, Record
 from benchmarks.chaos.members import COORDINATOR, Members
-from benchmarks.chaos.tiny import tiny_run, write_corpus
+from benchmarks.chaos.tiny import compile_codec, tiny_run, write_corpus
 
 SAMPLED_EVERY_S = 5.0
 WARM_UP_SHARE = 1 / 3
@@ -27,6 +27,7 @@ START_PATIENCE_S = 120.0
 def soak(replicas: int, minutes: float, step_s: float, folder: Path) -> dict[str, Any]:
     """Runs so many replicas for so long; what the coordinator's and the first replica's memory did."""
     config = tiny_run(folder / "run", write_corpus(folder / "corpus"), replicas=replicas, most_replicas=0)
+    compile_codec(config)
     history = History(folder / "history.jsonl")
     watched = (COORDINATOR, config.replica[0].id)
     samples: list[tuple[float, int, int]] = []

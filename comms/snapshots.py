@@ -25,6 +25,8 @@ MOST_INDEX_BYTES = 2**21
 """An index of 400 GiB in parts."""
 _KEPT = 2
 _READ_LATELY_S = 120.0
+_ASKED_FOR_WITHIN_S = 10.0
+"""Who is told of a snapshot asks for it by then; a file that nobody asked for must not stay open for longer."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,12 @@ class Lender:
             raise
         index = encode_index(parts)
         digest = digest_of(index)
+        unread_s = self._clock() - _READ_LATELY_S + _ASKED_FOR_WITHIN_S
         with self._lock:
             if digest in self._lent:
                 os.close(descriptor)
             else:
-                self._lent[digest] = _Lent(descriptor, index, {part.digest: part for part in parts}, self._clock())
+                self._lent[digest] = _Lent(descriptor, index, {part.digest: part for part in parts}, unread_s)
             self._drop_old()
         return digest, len(index)
 

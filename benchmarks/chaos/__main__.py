@@ -24,7 +24,7 @@ from benchmarks.chaos.faults import FAULTS, NEWCOMER, Attack, schedule
 from benchmarks.chaos.history import VERSION, History, Record, add_outcome, read
 from benchmarks.chaos.members import COORDINATOR, Members
 from benchmarks.chaos.throughput import throughput
-from benchmarks.chaos.tiny import STEPS, tiny_run, write_corpus
+from benchmarks.chaos.tiny import STEPS, compile_codec, tiny_run, write_corpus
 
 if TYPE_CHECKING:
     from launcher.star import Star
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 START_PATIENCE_S = 180.0
 QUIET_S, QUIET_PATIENCE_S = 3.0, 60.0
 END_PATIENCE_S = 30.0
+LEAST_ROUNDS = 3
+"""Without faults, however slow the machine is: a rate needs as many."""
 
 
 def hurt(arguments: argparse.Namespace, folder: Path) -> Path:
@@ -43,6 +45,7 @@ def hurt(arguments: argparse.Namespace, folder: Path) -> Path:
             folder / "run", write_corpus(folder / "corpus"), replicas=len(replicas), most_replicas=len(replicas) + 1,
             security="insecure" if star else "loopback",
         )  # fmt: skip
+        compile_codec(config)
         history = History(folder / "history.jsonl")
         history.add(
             "header", version=VERSION, seed=arguments.seed, replicas=replicas, every_s=arguments.every,
@@ -51,6 +54,8 @@ def hurt(arguments: argparse.Namespace, folder: Path) -> Path:
         with Members(config, history, arguments.round_s / STEPS, star) as members:
             _begin(members, replicas)
             history.add("phase", phase="baseline")
+            for _ in range(LEAST_ROUNDS):
+                _sees_commit_of(members, set(), START_PATIENCE_S)
             time.sleep(arguments.baseline_s)
             history.add("phase", phase="chaos")
             _attack(members, replicas, arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from compression.registry import codec_for, prepare
 from dist_train.config import Config, parse
 
 STEPS = 2
@@ -38,6 +39,13 @@ def tiny_run(directory: Path, source: str, *, replicas: int, most_replicas: int,
             "replica": [{"id": f"r{number}", "device": "cpu"} for number in range(replicas)],
         }
     )
+
+
+def compile_codec(config: Config) -> None:
+    """Compiles what the members need, once, before any deadline runs."""
+    rule = config.sparseloco
+    method = config.outer.method
+    prepare(codec_for(method, chunk=rule.chunk, k=rule.k, value_bits=rule.value_bits, quantizer=rule.quantizer))
 
 
 def write_corpus(folder: Path, documents: int = 400) -> str:

@@ -38,12 +38,12 @@ def good() -> list[Record]:
              "tokens": dict.fromkeys(contributors, 100), "agreed": True}
         )  # fmt: skip
     for number in range(1, ROUNDS + 1):
-        applied_of = ", ".join(["a"] if number in (6, 7) else REPLICAS)
+        listed = ", ".join(["a"] if number in (6, 7) else REPLICAS)
         for member in REPLICAS:
             second = member == "b" and number > 5
             if second and number == 6:
                 records.append(log("b", "resuming from the checkpoint of round 5", 2))
-            said = f"round {number}: applied {applied_of}, parameters {number:012x}"
+            said = f"round {number}: applied {listed}, parameters {number:012x}"
             records.append(log(member, said, 2 if second else 1))
     epoch, position = divmod(at_token, 300)
     records.append(

@@ -86,6 +86,21 @@ def test_a_lent_file_outlives_its_deletion_for_those_who_read_it(tmp_path: Path)
     lender.close()
 
 
+def test_a_file_that_nobody_asks_for_is_dropped_sooner_than_one_that_is_read(tmp_path: Path) -> None:
+    now_s = 0.0
+    lender = Lender(lambda: now_s)
+    digests = []
+    for number in range(5):
+        (tmp_path / str(number)).write_bytes(bytes([number]))
+        digests.append(lender.lend(tmp_path / str(number))[0])
+    assert lender.get(digests[1]) is not None
+    now_s = 60.0
+    (tmp_path / "last").write_bytes(b"x")
+    lender.lend(tmp_path / "last")
+    assert [lender.get(digest) is not None for digest in digests] == [False, True, False, False, True]
+    lender.close()
+
+
 @pytest.mark.parametrize(
     ("index", "complaint"),
     [
