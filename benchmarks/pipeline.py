@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 HIDDEN, BRANCH, VOCABULARY = 1024, 16, 64
 BATCH_TOKENS, DOCUMENT_TOKENS = 4096, 128
-RATES_MBIT = (None, 1000, 80, 20)
+RATES_MBIT = (1000, 80, 20)
 STAGES = (2, 4)
 WARM_UP_STEPS = 1
 
@@ -109,14 +109,15 @@ def write_model(folder: Path, layers: int) -> None:
 # ---- the one who measures ----
 
 
-def measure(stages: int, turns: int, steps: int, enforce: str) -> list[dict[str, Any]]:
+def measure(stages: int, turns: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each mode and rate."""
+    rates, enforce = (None, *options.rates), options.enforce
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         model = Path(folder)
         write_model(model, layers=stages)
         config = config_of(MODES[0], stages, model, None, enforce)
         # A token bucket is laid in its members' way when they start; without a limit it is one that nobody feels.
-        limits = {rate: link_plan(config_of(MODES[0], stages, model, rate or 100_000, enforce)) for rate in RATES_MBIT}
+        limits = {rate: link_plan(config_of(MODES[0], stages, model, rate or 100_000, enforce)) for rate in rates}
         joined = stack.enter_context(open_network(config, model / "simulation.json"))
         joined.become(limits[None])
         members = [_start(joined, name, model) for name in config.replica[0].pipeline]
@@ -127,9 +128,9 @@ def measure(stages: int, turns: int, steps: int, enforce: str) -> list[dict[str,
         found: dict[tuple[int | None, Mode], list[list[dict[str, Any]]]] = {}
         for _ in range(turns):
             for number, mode in enumerate(MODES):
-                for rate in RATES_MBIT:
+                for rate in rates if mode is MODES[0] or mode.name in options.modes else ():
                     joined.become(limits[rate])
-                    _tell(members, {"mode": number, "steps": steps})
+                    _tell(members, {"mode": number, "steps": options.steps})
                     found.setdefault((rate, mode), []).append([_told(member) for member in members])
         _tell(members, None)
         for member in members:
@@ -260,6 +261,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--quick", action="store_true", help="2 stages, one turn")
     parser.add_argument("--stages", type=int, nargs="+", default=STAGES)
+    parser.add_argument("--rates", type=int, nargs="+", default=RATES_MBIT, help="Mbit/s, beside no limit")
+    parser.add_argument("--modes", nargs="+", default=[mode.name for mode in MODES], help='beside "none bf16"')
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2, help="measured steps of each mode and rate in a turn")
     parser.add_argument("--enforce", choices=("auto", "kernel", "token-bucket"), default="auto")
@@ -269,7 +272,8 @@ def main() -> None:
         be_stage(options.stage[0], Path(options.stage[1]))
         return
     for stages in options.stages[:1] if options.quick else options.stages:
-        for row in measure(stages, 1 if options.quick else options.turns, options.steps, options.enforce):
+        turns = 1 if options.quick else options.turns
+        for row in measure(stages, turns, options):
             print(json.dumps(row) if options.json else _line(row), flush=True)
 
 

@@ -213,7 +213,7 @@ def plan(  # noqa: PLR0917 - a parameter is an option here
 ) -> None:
     """Say what a run will send, hold and take, before anything starts; and which machines should share a replica.
 
-    Example: dist-train plan examples/demo.toml --measure --replicas 8 --rate 50mbit
+    Example: dist-train plan examples/dense.toml --measure --replicas 8 --rate 50mbit
 
     Exit code 1 when something does not fit. See docs/plan.md for the formulas and the JSON.
     """

@@ -44,7 +44,7 @@ PIPELINE = {"id": "p", "pipeline": ["x", "y"]}
         ({"replica": [PIPELINE | {"rank_k": 257}]}, "rank_k = 257 is above model.hidden_size = 256; lower it"),
         (
             {"replica": [PIPELINE], "outer": {"method": "ddp"}},
-            'replica "p": compression = "projected-stream" cannot be trained with outer.method = "ddp"',
+            'replica "p": compression = "subspace" cannot be trained with outer.method = "ddp"',
         ),
         ({"inner": {"batch_tokens": 100}}, "inner.batch_tokens = 100 is less than one sequence"),
         ({"inner": {"micro_batch_tokens": 100}}, "inner.micro_batch_tokens = 100 is less than one sequence"),

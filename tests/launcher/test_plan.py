@@ -9,11 +9,11 @@ import pytest
 
 from launcher import cli
 
-DEMO = str(Path(__file__).parents[2] / "examples" / "demo.toml")
+DENSE = str(Path(__file__).parents[2] / "examples" / "dense.toml")
 
 
 def test_the_json_has_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["plan", DEMO, "--json", "--replicas", "8", "--rate", "10mbit/50mbit,40ms"]) == 0
+    assert cli.run(["plan", DENSE, "--json", "--replicas", "8", "--rate", "10mbit/50mbit,40ms"]) == 0
     plan = json.loads(capsys.readouterr().out)
     documented = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
     assert all(f"`{key}`" in documented for key in plan)
@@ -22,7 +22,7 @@ def test_the_json_has_the_documented_keys(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_tables_say_bytes_seconds_memory_and_links(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["plan", DEMO, "--bits-per-value", "14"]) == 0
+    assert cli.run(["plan", DENSE, "--bits-per-value", "14"]) == 0
     text = capsys.readouterr().out
     for heading in ("Bytes", "Seconds of a round", "Memory", "Links, a round", "14 bits a value", "[[device]]"):
         assert heading in text
@@ -30,7 +30,7 @@ def test_the_tables_say_bytes_seconds_memory_and_links(capsys: pytest.CaptureFix
 
 
 def test_a_measurement_fills_in_the_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["plan", DEMO, "--measure", "--json", "model.hidden_size=32", "inner.batch_tokens=512"]
+    arguments = ["plan", DENSE, "--measure", "--json", "model.hidden_size=32", "inner.batch_tokens=512"]
     assert cli.run(arguments) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["groups"][0]["phases"]["compute_s"] > 0
@@ -46,5 +46,5 @@ def test_what_does_not_fit_is_exit_code_1(capsys: pytest.CaptureFixture[str], tm
 
 
 def test_a_bad_rate_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["plan", DEMO, "--rate", "fast"]) == 2
+    assert cli.run(["plan", DENSE, "--rate", "fast"]) == 2
     assert '"fast" is no rate' in capsys.readouterr().err
