@@ -14,6 +14,8 @@ from pathlib import Path
 
 from comms import wire
 from comms.agreement import COORDINATOR, CommittedRound, CoordinatorMessage, Join, MemberMessage, RoundSummary
+from comms.channel import MOST_MESSAGE_BYTES
+from comms.errors import CommsError
 from comms.marks import Marks
 from comms.rounds import advance, next_deadline_s
 from comms.run_state import (
@@ -80,6 +82,8 @@ class VirtualCoordinator:
 
     def _say(self, member: str, message: CoordinatorMessage) -> None:
         num_bytes = wire.coordinator_message_to_pb(message).ByteSize()
+        if num_bytes > MOST_MESSAGE_BYTES:
+            raise CommsError(f"a message of {num_bytes} bytes to {member}: more than {MOST_MESSAGE_BYTES} can't be said")
         self._network.say(COORDINATOR, member, num_bytes, lambda: self._listeners[member](message))
 
     def _plan_tick(self) -> None:

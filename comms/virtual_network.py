@@ -75,10 +75,17 @@ class VirtualNetwork:
             self.ledger(receiver).control(peer=sender, direction="received", num_bytes=num_bytes)
             then()
 
-        self.carry(sender, receiver, num_bytes + MESSAGE_HEADER_BYTES, None, arrived)
+        self.carry(sender, receiver, num_bytes + MESSAGE_HEADER_BYTES, arrived)
 
     def carry(
-        self, sender: str, receiver: str, num_bytes: int, on_left: Callable[[], None] | None, then: Callable[[], None]
+        self,
+        sender: str,
+        receiver: str,
+        num_bytes: int,
+        then: Callable[[], None],
+        on_left: Callable[[], None] | None = None,
+        *,
+        is_payload: bool = False,
     ) -> Stream | None:
         """Bytes begin their way: `on_left` when the last has left, `then` when it has arrived. The stream, if one."""
         now_s, on_wire = self.world.now_s, framed_bytes(num_bytes)
@@ -88,9 +95,9 @@ class VirtualNetwork:
                 on_left()
             self.world.at(self.world.now_s + self.latency_s(sender, receiver), then)
 
-        if num_bytes > SEGMENT_BYTES:
-            return self._links.begin(self._numbers[sender], self._numbers[receiver], on_wire, left, now_s)
         limit = self.plan.limit_bits_per_second(sender, receiver)
+        if limit is not None and (is_payload or num_bytes > SEGMENT_BYTES):
+            return self._links.begin(self._numbers[sender], self._numbers[receiver], on_wire, left, now_s)
         self.world.at(now_s + (8 * on_wire / limit if limit else 0.0), left)
         return None
 
@@ -120,7 +127,7 @@ class _Talk:
             then()
 
         num_carried = num_bytes + MESSAGE_HEADER_BYTES
-        self._network.carry(self._sender, self._receiver, num_carried, self._left, arrived)
+        self._network.carry(self._sender, self._receiver, num_carried, arrived, self._left)
 
     def _left(self) -> None:
         self._queue.popleft()

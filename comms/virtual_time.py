@@ -117,6 +117,14 @@ class Actor:
         """Lets so much time pass for itself."""
         self._ahead_s += seconds
 
+    def go_back(self, to_s: float) -> None:
+        """Goes back to when it began to wait, to do what could be done meanwhile; until `be_at` the present."""
+        self._ahead_s -= max(0.0, self.now_s - to_s)
+
+    def be_at(self, moment_s: float) -> None:
+        """Is idle until then, if it is not past."""
+        self._ahead_s += max(0.0, moment_s - self.now_s)
+
     def at(self, happens: Callable[[], None]) -> None:
         """Has the world do something at this actor's time."""
         self._world.at(self.now_s, happens)

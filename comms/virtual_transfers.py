@@ -50,7 +50,7 @@ def upload(network: VirtualNetwork, parcel: Parcel, on_done: Callable[[], None])
     def announced() -> None:
         nonlocal begun_s
         begun_s = world.now_s
-        network.carry(here, COORDINATOR, num_bytes, None, arrived)
+        network.carry(here, COORDINATOR, num_bytes, arrived, is_payload=True)
 
     def arrived() -> None:
         _count(network, parcel, COORDINATOR, "received", num_bytes, begun_s)
@@ -156,7 +156,7 @@ class Search:
             content = Problem(get.entry.digest, "it is not here") if payload is None else payload
             self._arrive(Arrival(get.entry, content))
 
-        get.stream = self._network.carry(source, self._member, num_bytes, left, arrived)
+        get.stream = self._network.carry(source, self._member, num_bytes, arrived, left, is_payload=True)
 
     def _count(
         self, member: str, peer: str, direction: Direction, num_bytes: int, begun_s: float, fragment: str = ""

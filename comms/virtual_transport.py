@@ -115,30 +115,34 @@ class VirtualTransport:
         """Each payload of a manifest once, as they arrive."""
         del holders  # whoever made a payload has it for as long as the run lasts
         self._actor.catch_up()
-        arrived, wanted = deque[Arrival](), defaultdict[str, deque[Entry]](deque)
+        world = self._network.world
+        begun_s, arrived, wanted = world.now_s, list[tuple[float, Arrival]](), defaultdict[str, deque[Entry]](deque)
         for entry in manifest:
             payload = self._pool.get(entry.digest) if entry.digest in self._own else None
             if payload is None:
                 wanted[entry.replica].append(entry)
             else:
-                arrived.append(Arrival(entry, payload))
-        settings = self._settings
-        patience_s = settings.outage_deadline_s if committed else _PATIENCE * settings.fetch_deadline_s
+                arrived.append((begun_s, Arrival(entry, payload)))
 
         def arrive(arrival: Arrival) -> None:
-            arrived.append(arrival)
-            self._actor.wake()
+            arrived.append((world.now_s, arrival))
+            if len(arrived) == len(manifest):
+                self._actor.wake()
 
-        search = Search(self._network, self._pool, self._actor.name, round_number, arrive)
-        for owner, entries in wanted.items():
-            search.begin(COORDINATOR if settings.route == "relay" else owner, entries)
         if wanted:
-            until_s = self._network.world.now_s + patience_s
-            self._network.world.at(until_s, lambda: search.give_up(patience_s))
-        for _ in manifest:
-            if not arrived:
-                self._actor.wait(lambda: bool(arrived))
-            yield arrived.popleft()
+            settings = self._settings
+            search = Search(self._network, self._pool, self._actor.name, round_number, arrive)
+            for owner, entries in wanted.items():
+                search.begin(COORDINATOR if settings.route == "relay" else owner, entries)
+            patience_s = settings.outage_deadline_s if committed else _PATIENCE * settings.fetch_deadline_s
+            world.at(begun_s + patience_s, lambda: search.give_up(patience_s))
+            self._actor.wait(lambda: len(arrived) == len(manifest))
+        # What arrives early is checked while the rest is still on its way.
+        self._actor.go_back(begun_s)
+        for arrived_s, arrival in arrived:
+            self._actor.be_at(arrived_s)
+            yield arrival
+        self._actor.be_at(world.now_s)
 
     def history(self, after_round: int) -> list[CommittedRound]:
         """The rounds committed after one, oldest first."""

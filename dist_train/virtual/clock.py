@@ -68,6 +68,10 @@ class PacedEngine:
         self._engine = engine
         self._clock = clock
 
+    def expect(self, lengths: Sequence[int] | None) -> None:
+        """The engine's."""
+        self._engine.expect(lengths)
+
     def gradient(self, batch: Batch) -> float:
         """The engine's."""
         loss = self._engine.gradient(batch)
