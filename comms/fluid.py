@@ -5,14 +5,14 @@ connection do, each the same part of it. Paths share the members' lines max-min 
 bits a second, A the paths that have anything to carry, and x_ij the rate of one,
 
     sum_j x_ij <= up_i,   sum_i x_ij <= down_j,   x_ij <= cap_ij                                          (1)
-    each path has a limit of (1) that is used up, and on which no other path has more than it           (2)
+    each path has a limit of (1) that is used up, and on which no other path has more than it          (2)
 
 One x fulfils both. It is found from the tightest limits outwards: a limit whose equal share, among the paths that it
 still has, is not above the share of any other limit of theirs decides its paths for good                (3)
 (several do so in one pass). Between two moments at which a path begins or ends to be busy, rates are constant; so the
 moments themselves are exact: of path (i, j) each of n streams has been served
 
-    V_ij(t') = V_ij(t) + x_ij (t' - t) / (8 n)   bytes,   and the stream that began at V with b is through at V + b   (4)
+    V_ij(t') = V_ij(t) + x_ij (t' - t) / (8 n)   bytes,  and a stream that began at V with b is through at V + b  (4)
 
 Paper: Bertsekas & Gallager, Data Networks (1992), section 6.5.2, for (2); Parekh & Gallager (1993) for (4).
 Differs: (3) decides all locally tightest limits in one pass.
@@ -99,7 +99,9 @@ class FluidLinks:
         self._run_to(now_s)
         self._limits, self._are_rates_old, self._soonest_s = limits, True, None
 
-    def begin(self, sender: int, receiver: int, num_bytes: float, on_through: Callable[[], None], now_s: float) -> Stream:
+    def begin(
+        self, sender: int, receiver: int, num_bytes: float, on_through: Callable[[], None], now_s: float
+    ) -> Stream:
         """A transfer begins; `on_through` is called by `finish` when its last byte has left."""
         self._run_to(now_s)
         path = (sender, receiver)

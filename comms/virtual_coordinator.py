@@ -83,7 +83,9 @@ class VirtualCoordinator:
     def _say(self, member: str, message: CoordinatorMessage) -> None:
         num_bytes = wire.coordinator_message_to_pb(message).ByteSize()
         if num_bytes > MOST_MESSAGE_BYTES:
-            raise CommsError(f"a message of {num_bytes} bytes to {member}: more than {MOST_MESSAGE_BYTES} can't be said")
+            raise CommsError(
+                f"a message of {num_bytes} bytes to {member}: more than {MOST_MESSAGE_BYTES} can't be said"
+            )
         self._network.say(COORDINATOR, member, num_bytes, lambda: self._listeners[member](message))
 
     def _plan_tick(self) -> None:

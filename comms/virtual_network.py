@@ -1,8 +1,8 @@
 """What lies between virtual members: lines and paths on which bytes take the seconds that they would take.
 
-A payload is a fluid that shares the lines (comms.fluid). A message of a packet or less goes between the others' packets:
-it takes its own time on the slowest limit of its way, and nothing from the rest. Everything takes the path's latency, and
-half of its jitter, which is the mean. The first words between two members that have not spoken wait for a connection.
+A payload is a fluid that shares the lines (comms.fluid). A message of a packet or less goes between the packets of
+others: it takes its own time on the slowest limit of its way, and nothing from the rest. Everything takes the path's
+latency, and half of its jitter, which is the mean. The first words between two members wait for a connection.
 
     on the wire   w(b) = b + 9 ceil(b / 16384) of HTTP/2, then 52 for each 1448 of TCP and IP                       (1)
     connection    2 (latency there + latency back): TCP's handshake, and gRPC's wait for the other side's settings  (2)

@@ -1,9 +1,9 @@
 """Simulated time, and threads that live in it: one of them runs at a time, so that every run is the same.
 
 An actor is ordinary blocking code. While it runs, the world stands still; what it does takes the simulated seconds that
-it says (`spend`), and those that really pass where they count (`is_measured`), and carries its own clock ahead of the world's. It waits
-for the world only where it blocks: `catch_up`, `wait`. What it does to others before that is put down for its own time
-(`at`), which the world has yet to reach: so nobody hears of anything too early.
+it says (`spend`), and those that really pass where they count (`is_measured`), and carries its own clock ahead of the
+world's. It waits for the world only where it blocks: `catch_up`, `wait`. What it does to others before that is put down
+for its own time (`at`), which the world has yet to reach: so nobody hears of anything too early.
 """
 
 from __future__ import annotations

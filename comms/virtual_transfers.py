@@ -42,9 +42,7 @@ def upload(network: VirtualNetwork, parcel: Parcel, on_done: Callable[[], None])
     """Begins to put a payload at the relay; `on_done` when it has said that it is there."""
     here, world = parcel.replica, network.world
     digest, num_bytes = bytes.fromhex(parcel.digest), stream_bytes(parcel.num_bytes, "put")
-    header = pb.PutHeader(
-        digest=digest, num_bytes=parcel.num_bytes, replica=here, round=parcel.round, kind=parcel.kind
-    )
+    header = pb.PutHeader(digest=digest, num_bytes=parcel.num_bytes, replica=here, round=parcel.round, kind=parcel.kind)
     begun_s = 0.0
 
     def announced() -> None:
@@ -53,11 +51,11 @@ def upload(network: VirtualNetwork, parcel: Parcel, on_done: Callable[[], None])
         network.carry(here, COORDINATOR, num_bytes, arrived, is_payload=True)
 
     def arrived() -> None:
-        _count(network, parcel, COORDINATOR, "received", num_bytes, begun_s)
+        _count(network, parcel, "received", num_bytes, begun_s)
         network.ask(COORDINATOR, here, pb.PutReply().ByteSize(), answered)
 
     def answered() -> None:
-        _count(network, parcel, COORDINATOR, "sent", num_bytes, begun_s)
+        _count(network, parcel, "sent", num_bytes, begun_s)
         on_done()
 
     def announce() -> None:
@@ -66,9 +64,10 @@ def upload(network: VirtualNetwork, parcel: Parcel, on_done: Callable[[], None])
     network.connect(here, COORDINATOR, announce)
 
 
-def _count(network: VirtualNetwork, parcel: Parcel, peer: str, direction: Direction, num_bytes: int, begun_s: float) -> None:
+def _count(network: VirtualNetwork, parcel: Parcel, direction: Direction, num_bytes: int, begun_s: float) -> None:
     """A row in the ledger of the replica (`sent`) or of the relay."""
-    member, other = (parcel.replica, peer) if direction == "sent" else (peer, parcel.replica)
+    is_sent = direction == "sent"
+    member, other = (parcel.replica, COORDINATOR) if is_sent else (COORDINATOR, parcel.replica)
     network.ledger(member).transfer(
         round_number=parcel.round, peer=other, direction=direction, kind=parcel.kind, num_bytes=num_bytes,
         seconds=network.world.now_s - begun_s, fragment=parcel.fragment if direction == "sent" else "",
@@ -134,9 +133,7 @@ class Search:
             if not get.is_over:
                 self._give(source, get, entries)
 
-        self._network.connect(
-            self._member, source, lambda: self._network.ask(self._member, source, request, asked)
-        )
+        self._network.connect(self._member, source, lambda: self._network.ask(self._member, source, request, asked))
 
     def _give(self, source: str, get: _Get, entries: deque[Entry]) -> None:
         """The source begins to send."""
@@ -144,12 +141,12 @@ class Search:
 
         def left() -> None:
             get.stream = None
-            self._count(source, self._member, "sent", num_bytes, begun_s)
+            self._count(source, self._member, "sent", num_bytes, begun_s=begun_s)
 
         def arrived() -> None:
             if get.is_over:
                 return
-            self._count(self._member, source, "received", num_bytes, get.begun_s, get.entry.fragment)
+            self._count(self._member, source, "received", num_bytes, begun_s=get.begun_s, fragment=get.entry.fragment)
             self._under_way.discard(get)
             payload = self._pool.get(get.entry.digest)
             self._next(source, entries)
@@ -159,7 +156,7 @@ class Search:
         get.stream = self._network.carry(source, self._member, num_bytes, arrived, left, is_payload=True)
 
     def _count(
-        self, member: str, peer: str, direction: Direction, num_bytes: int, begun_s: float, fragment: str = ""
+        self, member: str, peer: str, direction: Direction, num_bytes: int, *, begun_s: float, fragment: str = ""
     ) -> None:
         self._network.ledger(member).transfer(
             round_number=self._round, peer=peer, direction=direction, kind="pseudo_gradient", num_bytes=num_bytes,

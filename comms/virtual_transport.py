@@ -26,7 +26,6 @@ from comms.agreement import (
     Manifest,
     MemberMessage,
     Payload,
-    Problem,
     Refusal,
     SnapshotSource,
 )
@@ -54,6 +53,7 @@ class VirtualSettings:
     heartbeat_s: float
     fetch_deadline_s: float
     outage_deadline_s: float
+    pool: PayloadPool
 
 
 class VirtualTransport:
@@ -66,10 +66,9 @@ class VirtualTransport:
         coordinator: VirtualCoordinator,
         settings: VirtualSettings,
         store: PayloadStore,
-        pool: PayloadPool,
     ) -> None:
         self._actor, self._network, self._coordinator = actor, network, coordinator
-        self._settings, self._store, self._pool = settings, store, pool
+        self._settings, self._store, self._pool = settings, store, settings.pool
         self._inbox = deque[CoordinatorMessage]()
         self._uploads_under_way = 0
         self._own = set[str]()
@@ -156,9 +155,7 @@ class VirtualTransport:
             self._actor.wake()
 
         self._actor.catch_up()
-        self._network.ask(
-            here, COORDINATOR, request, lambda: self._network.ask(COORDINATOR, here, answer, answered)
-        )
+        self._network.ask(here, COORDINATOR, request, lambda: self._network.ask(COORDINATOR, here, answer, answered))
         self._actor.wait(lambda: bool(done))
         return rounds
 
@@ -167,6 +164,7 @@ class VirtualTransport:
 
     def fetch_snapshot(self, source: SnapshotSource, into: Path, most_bytes: int) -> None:
         """CommsError: see `offer`."""
+        del into, most_bytes
         raise CommsError(f"virtual members lend no snapshots (round {source.offer.round})")
 
     def close(self) -> None:

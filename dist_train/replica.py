@@ -160,6 +160,7 @@ def _lend(replica: Replica, checkpoints: Checkpoints) -> None:
 
 
 def snapshot_of(replica: Replica) -> Snapshot:
+    """All that a checkpoint of it holds; not copied."""
     outer = replica.outer
     inner = replica.inner.state_tensors() if outer.remembers else {}  # else it is what all share
     return Snapshot(_info(replica), outer.theta(), outer.shared_state(), outer.own_state(), inner)
@@ -170,6 +171,7 @@ def _info(replica: Replica) -> CheckpointInfo:
 
 
 def introduction(replica: Replica, address: str) -> Join:
+    """How it presents itself, serving its payloads at `address`."""
     return Join(
         replica=replica.id,
         incarnation=secrets.token_hex(8),

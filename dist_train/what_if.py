@@ -106,7 +106,10 @@ class WhatIf(_Part):
 
 
 def what_if(directory: RunDirectory, replicas: int | None, links: Links) -> WhatIf:
-    """The run in `directory` with so many `replicas`, or its own number, on such `links`. ConfigError when it tells too little."""
+    """The run in `directory` with so many `replicas`, or its own number, on such `links`.
+
+    ConfigError when it tells too little.
+    """
     if not directory.config.is_file():
         raise ConfigError(f"{directory.path}: no run is kept here (no {directory.config.name} in it)")
     config, rows = load(directory.config), read_rounds(directory.metrics)
@@ -119,7 +122,8 @@ def what_if(directory: RunDirectory, replicas: int | None, links: Links) -> What
     facts = read_facts(directory.facts)
     fragments = max(1, len(facts.fragments))
     parameters = facts.exchanged_parameters or 1
-    routes = {route: _route(config, rows, replicas, links, route, fragments, parameters) for route in ROUTES}
+    question = _Question(config, replicas, links, fragments, parameters)
+    routes = {route: _route(question, rows, route) for route in ROUTES}
     durations = [row.duration_s for row in rows if row.duration_s is not None]
     measured = MeasuredPart(
         replicas=len(rows[0].contributors),
@@ -138,21 +142,28 @@ def what_if(directory: RunDirectory, replicas: int | None, links: Links) -> What
     )
 
 
-def _route(
-    config: Config, rows: Sequence[RoundRow], replicas: int, links: Links, route: Route, fragments: int, parameters: int
-) -> RoutePart:
-    rounds = [_round(config, row, replicas, links, route, fragments, parameters) for row in rows]
+@dataclass(frozen=True)
+class _Question:
+    config: Config
+    replicas: int
+    links: Links
+    fragments: int
+    parameters: int
+
+
+def _route(question: _Question, rows: Sequence[RoundRow], route: Route) -> RoutePart:
+    rounds = [_round(question, row, route) for row in rows]
     mean = {name: _mean([one[name] for one in rounds]) for name in rounds[0]}
-    whole = {name: round(value) for name, value in mean.items() if name.endswith("_bytes") or "_bytes_" in name}
+    whole = {name: round(value) for name, value in mean.items() if "_bytes" in name}
     utilisation = mean["compute_s"] / mean["round_s"] if mean["round_s"] else 1.0  # (3)
     run_s = sum(one["round_s"] for one in rounds)
-    return RoutePart(**{**mean, **whole}, utilisation=utilisation, run_s=run_s)  # type: ignore[arg-type]
+    return RoutePart.model_validate({**mean, **whole, "utilisation": utilisation, "run_s": run_s})
 
 
-def _round(
-    config: Config, row: RoundRow, replicas: int, links: Links, route: Route, fragments: int, parameters: int
-) -> dict[str, float]:
+def _round(question: _Question, row: RoundRow, route: Route) -> dict[str, float]:
     """One measured round over again."""
+    replicas, links, steps = question.replicas, question.links, question.config.steps_per_round
+    fragments, parameters = question.fragments, question.parameters
     compute_s = list(islice(cycle(_phase(row, "compute")), replicas))
     payload = round(_mean(list(row.payload_bytes.values())))
     get_bytes, put_bytes = (fragments * stream_bytes(-(-payload // fragments), call) for call in ("get", "put"))
@@ -163,7 +174,7 @@ def _round(
     )  # fmt: skip
     contributors = max(1, len(row.contributors))
     speed = Speed(
-        max(compute_s) / config.steps_per_round,
+        max(compute_s) / steps,
         links.up_bits_per_second,
         links.down_bits_per_second,
         links.latency_s,
@@ -171,7 +182,7 @@ def _round(
         _per_second(parameters * contributors, max(_phase(row, "decode"))),
         _per_second(parameters, max(_phase(row, "apply")) + max(_phase(row, "validate"))),
     )
-    phases = phase_seconds(speed, exchange, config.steps_per_round)
+    phases = phase_seconds(speed, exchange, steps)
     publish_s = phases.publish_s
     if relayed:  # all of them put at once
         publish_s = max(publish_s, 8 * replicas * framed_bytes(put_bytes) / links.coordinator_down_bits_per_second)
@@ -216,9 +227,7 @@ def _said(replicas: int, fragments: int) -> int:
     return sum(wire.coordinator_message_to_pb(message).ByteSize() for message in said)
 
 
-def _problems(
-    config: Config, replicas: int, fragments: int, routes: Mapping[Route, RoutePart]
-) -> list[str]:
+def _problems(config: Config, replicas: int, fragments: int, routes: Mapping[Route, RoutePart]) -> list[str]:
     found = []
     if (words := words_bytes(replicas, fragments) // 2) > MOST_MESSAGE_BYTES:
         found.append(

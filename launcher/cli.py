@@ -172,7 +172,9 @@ def simulate(  # noqa: PLR0917 - a parameter is an option here
         list[str] | None, typer.Option("--replica", metavar="NAME=RATE", help="One member's line: a=10mbit/50mbit.")
     ] = None,
     virtual: Annotated[bool, typer.Option("--virtual", help="One process, and simulated seconds.")] = False,
-    what_if: Annotated[bool, typer.Option("--what-if", help="A run that was made, on other links; no training.")] = False,
+    what_if: Annotated[
+        bool, typer.Option("--what-if", help="A run that was made, on other links; no training.")
+    ] = False,
     replicas: Annotated[
         int | None, typer.Option("--replicas", min=1, metavar="N", help="So many, with --virtual or --what-if.")
     ] = None,

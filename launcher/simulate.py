@@ -93,7 +93,9 @@ def announcement(simulation: Simulation, members: Sequence[str]) -> Iterator[str
     """What is limited, and who enforces it; a line each."""
     asked = simulation.asked
     is_virtual = simulation.rates_by == "virtual"
-    yield "rates and latency are simulated, with time" if is_virtual else f"rates are enforced by: {simulation.rates_by}"
+    yield (
+        "rates and latency are simulated, with time" if is_virtual else f"rates are enforced by: {simulation.rates_by}"
+    )
     if asked.has_latency and not is_virtual:
         yield f"latency is added by: {'the kernel (netem)' if simulation.latency_by == 'kernel' else 'our processes'}"
     yield from _grouped((line_text(asked.line(member)), member) for member in members)

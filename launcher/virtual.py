@@ -47,9 +47,7 @@ def with_replicas(config: Config, number: int | None) -> Config:
     return parse(document, origin="--replicas")
 
 
-def paces_of(
-    config: Config, compute_s: Sequence[str], tokens_per_s: Sequence[str], like: Path | None
-) -> Paces | None:
+def paces_of(config: Config, compute_s: Sequence[str], tokens_per_s: Sequence[str], like: Path | None) -> Paces | None:
     """What the options say of speeds; None: they are measured. ConfigError when they say two things."""
     from dist_train.virtual.pace import measured_paces, told_paces  # noqa: PLC0415
 

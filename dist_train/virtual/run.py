@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from comms.agreement import COORDINATOR, CatchUp, CommittedRound, Finish, RoundPlan
+from comms.agreement import CatchUp, CommittedRound, Finish, RoundPlan
 from comms.errors import RunFailed
 from comms.ledger import Ledger
 from comms.link_plan import Simulation
@@ -123,17 +123,17 @@ def _add_all(shared: _Shared) -> None:
         _live(shared, replica, clock)
 
     is_measured = shared.paces is None
-    for number, section in enumerate(shared.config.replica):
+    for section in shared.config.replica:
         actor = shared.network.world.add(section.id, live, is_measured=is_measured)
         clock = VirtualClock(actor)
-        replicas[section.id] = _replica(shared, actor, clock, number), clock
+        replicas[section.id] = _replica(shared, actor, clock), clock
     codec = next(iter(replicas.values()))[0].outer.codec
     facts = facts_of(shared.config, shared.stream.corpus, codec)
     write_atomically(shared.directory.facts, json.dumps(facts, indent=1).encode())
     prepare(codec)
 
 
-def _replica(shared: _Shared, actor: Actor, clock: VirtualClock, number: int) -> Replica:
+def _replica(shared: _Shared, actor: Actor, clock: VirtualClock) -> Replica:
     config, exchange = shared.config, shared.config.exchange
     model = shared.model or build_model(config.model, config.run.seed)
     engine = PacedEngine(LocalEngine(model, config.inner.micro_batch_tokens), clock)
@@ -141,10 +141,10 @@ def _replica(shared: _Shared, actor: Actor, clock: VirtualClock, number: int) ->
     outer = outer_method(config, model, inner)
     outer.codec = RememberingCodec(outer.codec, shared.decoded, clock)
     settings = VirtualSettings(
-        exchange.route, exchange.heartbeat_s, exchange.fetch_deadline_s, exchange.outage_deadline_s
+        exchange.route, exchange.heartbeat_s, exchange.fetch_deadline_s, exchange.outage_deadline_s, shared.pool
     )
     store = PayloadStore(shared.directory.payloads(actor.name))
-    transport = VirtualTransport(actor, shared.network, shared.coordinator, settings, store, shared.pool)
+    transport = VirtualTransport(actor, shared.network, shared.coordinator, settings, store)
     return Replica(actor.name, config, shared.stream, inner, outer, transport, 0, outer.digest(), clock)
 
 
