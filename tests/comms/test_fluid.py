@@ -47,7 +47,7 @@ SIZE = 5
     arrays(np.bool_, (SIZE, SIZE)),
     st.permutations(range(SIZE)),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_path_has_a_limit_that_is_used_up_and_on_which_none_has_more(
     up: np.ndarray, down: np.ndarray, cap: np.ndarray, busy: np.ndarray, order: list[int]
 ) -> None:
@@ -61,8 +61,8 @@ def test_every_path_has_a_limit_that_is_used_up_and_on_which_none_has_more(
         if math.isinf(rate):
             assert up[i] == down[j] == cap[i, j] == INF
             continue
-        by_up = abs(rates[i].sum() - up[i]) < near and rate >= rates[i].max() - near
-        by_down = abs(rates[:, j].sum() - down[j]) < near and rate >= rates[:, j].max() - near
+        by_up = up[i] < INF and abs(rates[i].sum() - up[i]) < near and rate >= rates[i].max() - near
+        by_down = down[j] < INF and abs(rates[:, j].sum() - down[j]) < near and rate >= rates[:, j].max() - near
         assert by_up or by_down or rate >= cap[i, j] - near, (i, j)
     shuffled = max_min_rates(up[order], down[order], cap[np.ix_(order, order)], busy[np.ix_(order, order)])
     np.testing.assert_allclose(shuffled, rates[np.ix_(order, order)], rtol=1e-12)

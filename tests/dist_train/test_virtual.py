@@ -138,7 +138,9 @@ def test_the_commands(tmp_path: Path, source: str, capsys: pytest.CaptureFixture
     for _ in range(2):  # the second replaces the first
         assert command(["simulate", str(file), "--virtual", "--replicas", "3", "--compute-s", "2"]) == 0
         assert "1 rounds, " in capsys.readouterr().out
-    assert command(["simulate", str(tmp_path / "run"), "--what-if", "--replicas", "9", "--link", "5mbit", "--json"]) == 0
+    assert (
+        command(["simulate", str(tmp_path / "run"), "--what-if", "--replicas", "9", "--link", "5mbit", "--json"]) == 0
+    )
     answer = json.loads(capsys.readouterr().out)
     assert (answer["replicas"], answer["measured"]["replicas"]) == (9, 3)
     assert command(["export", str(tmp_path / "run"), str(tmp_path / "model")]) == 0
