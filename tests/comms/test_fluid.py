@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def ends_of(fluid: FluidLinks, transfers: list[tuple[int, int, float, float]]) -
         else:
             index = todo.pop(0)
             sender, receiver, num_bytes, _ = transfers[index]
-            fluid.begin(sender, receiver, num_bytes, lambda index=index: ended(index), now_s)
+            fluid.begin(sender, receiver, num_bytes, partial(ended, index), now_s)
     return ends
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 
@@ -22,16 +23,23 @@ class Still:
 def test_actors_meet_in_the_order_of_their_own_times_and_not_in_that_of_their_turns() -> None:
     world, log, posted = World(Still()), list[tuple[str, float]](), list[str]()
 
+    def post(name: str) -> None:
+        posted.append(name)
+        reader.wake()
+
+    def has_come(number: int) -> bool:
+        return len(posted) >= number
+
     def worker(actor: Actor) -> None:
         actor.spend({"slow": 3.0, "quick": 1.0}[actor.name])
-        actor.at(lambda: (posted.append(actor.name), reader.wake()))  # type: ignore[func-returns-value]
+        actor.at(partial(post, actor.name))
         actor.spend(1.0)
         actor.catch_up()
         log.append((actor.name, world.now_s))
 
     def read(actor: Actor) -> None:
         for number in (1, 2):
-            actor.wait(lambda number=number: len(posted) >= number)
+            actor.wait(partial(has_come, number))
             log.append((posted[number - 1], actor.now_s))
         actor.spend(5.0)
         actor.go_back(2.5)
