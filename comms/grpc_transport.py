@@ -46,7 +46,7 @@ from comms.channel import Channels, listen, new_server, own_host
 from comms.errors import CommsError, DeadlineError, Refused, Unreachable
 from comms.join_token import prove, read_token
 from comms.ledger import Ledger
-from comms.payloads import Parcel, PayloadClient, PayloadService
+from comms.payloads import FETCHES_AT_ONCE, Parcel, PayloadClient, PayloadService
 from comms.security import Security, Tls
 from comms.snapshot_fetch import SnapshotFetch
 from comms.snapshots import Lender
@@ -62,7 +62,6 @@ _RETRY_S = 0.25
 _SLOWER, _LONGEST_PAUSE_S = 1.25, 5.0
 """Each further attempt to reach the coordinator waits so much longer: by a quarter of how long it has been gone."""
 _GOODBYE_S = 1.0
-_FETCHES_AT_ONCE = 2
 _Call = grpc.aio.StreamStreamCall[pb.MemberMessage, pb.CoordinatorMessage]
 
 
@@ -379,7 +378,7 @@ class GrpcTransport:
 
     async def _fetch_from(self, search: _Search, entries: Sequence[Entry], arrivals: queue.Queue[Arrival]) -> None:
         """Fetches one owner's payloads, two at once: while one asks and is checked, the other keeps the link busy."""
-        turns = asyncio.Semaphore(_FETCHES_AT_ONCE)
+        turns = asyncio.Semaphore(FETCHES_AT_ONCE)
 
         async def fetch_in_turn(entry: Entry) -> None:
             async with turns:

@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -118,7 +118,7 @@ class Ledger:
                 )
 
     def _write(self, row: Transfer) -> None:
-        self._file.write(json.dumps(asdict(row)) + "\n")
+        self._file.write(json.dumps(vars(row)) + "\n")
 
     def __enter__(self) -> Self:
         return self

@@ -14,8 +14,9 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-Enforcement = Literal["kernel", "token-bucket"]
-LatencyBy = Literal["kernel", "in-process"]
+Enforcement = Literal["kernel", "token-bucket", "virtual"]
+"""`virtual`: nobody has to, because the seconds are simulated."""
+LatencyBy = Literal["kernel", "in-process", "virtual"]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ CHUNK_BYTES = 256 * 1024
 MOST_PAYLOAD_BYTES = 64 * 2**30
 MOST_GETS = 16
 """Payloads that one caller gets at once; each is in memory for as long as it takes."""
+FETCHES_AT_ONCE = 2
+"""Payloads of one owner that a replica gets: while one is asked for and checked, the other keeps the link busy."""
 _KINDS: dict[str, Kind] = {"pseudo_gradient": "pseudo_gradient", "state_transfer": "state_transfer"}
 
 

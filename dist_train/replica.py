@@ -68,7 +68,7 @@ def run_replica(
         seat = seat_of(config, section, crew, device, folder=directory.path, ledger=ledger)
         outer = outer_method(config, seat.model, seat.inner, seat.duties, seat.start)
         if crew.rank == 0:
-            write_atomically(directory.facts, json.dumps(_facts(config, corpus, outer.codec), indent=1).encode())
+            write_atomically(directory.facts, json.dumps(facts_of(config, corpus, outer.codec), indent=1).encode())
         with alone_in(directory.path):  # the first time it compiles for a while, which one process can do for all
             prepare(outer.codec)
         checkpoints = Checkpoints(directory.checkpoints, name, config.checkpoint.keep, ranks=crew.ranks)
@@ -92,7 +92,7 @@ def run_replica(
             _resume(replica, checkpoints)
             replica.theta_digest = outer.digest()
             with watching_replica(config, replica_id, crew.rank, ledger, lambda: replica.round):
-                transport.join(_introduction(replica, own.address))
+                transport.join(introduction(replica, own.address))
                 if replica.round:
                     _lend(replica, checkpoints)
                 _follow(replica, checkpoints, ledger)
@@ -127,7 +127,7 @@ def _follow(replica: Replica, checkpoints: Checkpoints, ledger: Ledger) -> None:
                 pass  # of a round that is behind us
         if replica.round > before:
             if replica.round == replica.config.rounds or replica.round // every > before // every:
-                checkpoints.write(_snapshot(replica))
+                checkpoints.write(snapshot_of(replica))
                 _lend(replica, checkpoints)
             ledger.flush(replica.round)
 
@@ -159,7 +159,8 @@ def _lend(replica: Replica, checkpoints: Checkpoints) -> None:
         replica.transport.offer(replica.round, replica.theta_digest, shared)
 
 
-def _snapshot(replica: Replica) -> Snapshot:
+def snapshot_of(replica: Replica) -> Snapshot:
+    """All that a checkpoint of it holds; not copied."""
     outer = replica.outer
     inner = replica.inner.state_tensors() if outer.remembers else {}  # else it is what all share
     return Snapshot(_info(replica), outer.theta(), outer.shared_state(), outer.own_state(), inner)
@@ -169,7 +170,8 @@ def _info(replica: Replica) -> CheckpointInfo:
     return CheckpointInfo(replica.round, replica.config.digest(), replica.theta_digest)
 
 
-def _introduction(replica: Replica, address: str) -> Join:
+def introduction(replica: Replica, address: str) -> Join:
+    """How it presents itself, serving its payloads at `address`."""
     return Join(
         replica=replica.id,
         incarnation=secrets.token_hex(8),
@@ -202,7 +204,7 @@ def _device(replica: ReplicaConfig, rank: int) -> torch.device:
     return device
 
 
-def _facts(config: Config, corpus: Corpus, codec: Codec) -> dict[str, object]:
+def facts_of(config: Config, corpus: Corpus, codec: Codec) -> dict[str, object]:
     """What a report wants to know of model and corpus; equal on all replicas."""
     shapes = fragment_shapes(config.model)
     sizes = num_parameters(shapes)

@@ -20,7 +20,6 @@ A replica that learns in the middle of a round that its parameters are damaged g
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +42,7 @@ from comms.errors import CommsError, RunFailed
 from comms.leases import Lease
 from comms.transport import Transport
 from compression.codec import PayloadError, Update
+from dist_train.clock import WALL_CLOCK, Clock
 from dist_train.config import Config
 from dist_train.data.batches import Batch, batches_of, validation_batches, window_batches
 from dist_train.data.stream import Stream
@@ -65,6 +65,7 @@ class Replica:
     transport: Transport
     round: int
     theta_digest: str
+    clock: Clock = WALL_CLOCK
 
 
 class Damaged(Exception):  # noqa: N818 - what the replica is, not what went wrong
@@ -84,17 +85,19 @@ class Work:
     unused: Lease = ()
     """What of the lease it did not get to."""
     phase_s: dict[str, float] = field(default_factory=dict)
+    clock: Clock = WALL_CLOCK
     _phase: str | None = None
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Adds the seconds spent inside to a phase, and takes them from the one around it: each counts once."""
-        started_s = time.monotonic()
+        started_s = self.clock.now_s()
         around, self._phase = self._phase, phase
         try:
             yield
         finally:
-            self._phase, spent_s = around, time.monotonic() - started_s
+            self.clock.did(phase)
+            self._phase, spent_s = around, self.clock.now_s() - started_s
             self.phase_s[phase] = self.phase_s.get(phase, 0.0) + spent_s
             if around is not None:
                 self.phase_s[around] = self.phase_s.get(around, 0.0) - spent_s
@@ -115,7 +118,7 @@ def follow(replica: Replica, committed: CommittedRound) -> None:
     The work is deterministic, and only it can bring back what the replica had kept to itself: its inner optimizer and
     its error feedback.
     """
-    work = Work(0, 0.0)
+    work = Work(0, 0.0, clock=replica.clock)
     if replica.outer.remembers and replica.id in committed.leases:
         work = train(replica, committed.round, committed.leases[replica.id])
         replica.outer.gather()
@@ -135,11 +138,11 @@ def train(replica: Replica, round_number: int, lease: Lease, window_s: float | N
     """
     replica.inner.global_step = (round_number - 1) * replica.config.steps_per_round
     tokens, loss_sum, targets = 0, 0.0, 0
-    work, started_s, taken = Work(0, 0.0), time.monotonic(), 0
+    work, started_s, taken = Work(0, 0.0, clock=replica.clock), replica.clock.now_s(), 0
     with work.timed("compute"):
         for batch, rest in _foretold(replica.inner.engine, _batches(replica, lease)):
             if window_s is not None and taken:
-                fits = (time.monotonic() - started_s) * (taken + 1) / taken <= window_s
+                fits = (replica.clock.now_s() - started_s) * (taken + 1) / taken <= window_s
                 if not replica.outer.duties.crew.least(int(fits)):
                     break
             taken, work.unused = taken + 1, rest

@@ -159,8 +159,8 @@ def join(
 
 
 @app.command()
-def simulate(
-    run_file: RunFile,
+def simulate(  # noqa: PLR0917 - a parameter is an option here
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's config; RUN_DIR with --what-if.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="section.key=value", help="Changes to the config.")
     ] = None,
@@ -168,8 +168,24 @@ def simulate(
         str | None,
         typer.Option("--link", metavar="RATE,LATENCY", help='Every member\'s: "50mbit,40ms", "10mbit/50mbit".'),
     ] = None,
-    replicas: Annotated[
+    lines: Annotated[
         list[str] | None, typer.Option("--replica", metavar="NAME=RATE", help="One member's line: a=10mbit/50mbit.")
+    ] = None,
+    virtual: Annotated[bool, typer.Option("--virtual", help="One process, and simulated seconds.")] = False,
+    what_if: Annotated[
+        bool, typer.Option("--what-if", help="A run that was made, on other links; no training.")
+    ] = False,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=1, metavar="N", help="So many, with --virtual or --what-if.")
+    ] = None,
+    compute_s: Annotated[
+        list[str] | None, typer.Option("--compute-s", metavar="[NAME=]S", help="Virtual: seconds of a round's steps.")
+    ] = None,
+    tokens_per_s: Annotated[
+        list[str] | None, typer.Option("--tokens-per-s", metavar="[NAME=]T", help="Virtual: a replica's speed.")
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option("--like", metavar="RUN_DIR", help="Virtual: as fast as that run's replicas were.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -177,20 +193,58 @@ def simulate(
 
     Example: dist-train simulate demo.toml --link 50mbit,40ms --replica a=10mbit/50mbit
 
-    The same processes as `launch` starts, and the same results. See docs/simulate.md for schedules, and for what
-    enforces the limits.
+    The same processes as `launch` starts, and the same results. With --virtual as many replicas as you like in one
+    process, as fast as it computes:
+
+    Example: dist-train simulate demo.toml --virtual --replicas 16 --tokens-per-s 5000 --link 20mbit,40ms
+
+    With --what-if nothing is trained: a run's measured seconds and bytes, with other links and more replicas:
+
+    Example: dist-train simulate runs/demo --what-if --replicas 10000 --link 100mbit/20mbit,40ms
+
+    See docs/simulate.md for schedules, and for what enforces the limits.
     """
+    if what_if:
+        _what_if(run_file, replicas, link, lines or (), as_json=as_json)
+        return
+    if not virtual and (replicas or compute_s or tokens_per_s or like):
+        raise ConfigError("--replicas, --compute-s, --tokens-per-s and --like are for --virtual; say that too")
     from launcher import preflight
     from launcher.simulate import simulate as run_simulated
     from launcher.simulate import with_options
     from launcher.view import choose_view
 
-    config = with_options(load(run_file, overrides or ()), link, replicas or ())
+    config = load(run_file, overrides or ())
+    if virtual:
+        from launcher.virtual import paces_of, simulate_virtual, with_replicas
+
+        config = with_replicas(config, replicas)
+    config = with_options(config, link, lines or ())
     directory = RunDirectory(Path(config.run.directory))
     preflight.check(config)
     with choose_view(as_json=as_json) as view:
-        code = run_simulated(config, directory, view)
+        if virtual:
+            paces = paces_of(config, compute_s or (), tokens_per_s or (), like)
+            code = simulate_virtual(config, directory, view, paces)
+        else:
+            code = run_simulated(config, directory, view)
     raise typer.Exit(code)
+
+
+def _what_if(run_dir: Path, replicas: int | None, link: str | None, lines: Sequence[str], *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from dist_train.what_if import what_if as answer_of
+    from launcher.what_if import links_of, table_of
+
+    answer = answer_of(RunDirectory(run_dir), replicas, links_of(link, lines))
+    if as_json:
+        typer.echo(answer.model_dump_json(indent=2))
+        return
+    console = Console() if sys.stdout.isatty() else Console(width=REPORT_COLUMNS)
+    console.print(table_of(answer))
+    for problem in answer.problems:
+        console.print(f"problem: {problem}", markup=False)
 
 
 @app.command()

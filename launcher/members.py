@@ -96,8 +96,13 @@ def _environment(processes: int) -> dict[str, str]:
     """Unbuffered logs; and the cores shared out, since each process would otherwise take them all."""
     environment = {"PYTHONUNBUFFERED": "1"}
     if THREADS_VARIABLE not in os.environ:
-        environment[THREADS_VARIABLE] = str(max(1, _usable_cores() // max(1, processes)))
+        environment[THREADS_VARIABLE] = str(threads_of(processes))
     return environment
+
+
+def threads_of(processes: int) -> int:
+    """Threads of each of so many processes: this machine's cores, shared out."""
+    return max(1, _usable_cores() // max(1, processes))
 
 
 def _usable_cores() -> int:

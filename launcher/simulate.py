@@ -55,8 +55,8 @@ def simulate(config: Config, directory: RunDirectory, view: View) -> int:
             view.say(said)
         with Director(config, directory, network, view.say):
             code = local.launch(config, directory, view, network)
-        for reached in _reached(directory, network.simulation.asked):
-            view.say(reached)
+        for said in reached(directory, network.simulation.asked):
+            view.say(said)
         return code
 
 
@@ -92,8 +92,11 @@ def _shaped(config: Config, file: Path, asked: LinkPlan) -> ShapedNetwork:
 def announcement(simulation: Simulation, members: Sequence[str]) -> Iterator[str]:
     """What is limited, and who enforces it; a line each."""
     asked = simulation.asked
-    yield f"rates are enforced by: {simulation.rates_by}"
-    if asked.has_latency:
+    is_virtual = simulation.rates_by == "virtual"
+    yield (
+        "rates and latency are simulated, with time" if is_virtual else f"rates are enforced by: {simulation.rates_by}"
+    )
+    if asked.has_latency and not is_virtual:
         yield f"latency is added by: {'the kernel (netem)' if simulation.latency_by == 'kernel' else 'our processes'}"
     yield from _grouped((line_text(asked.line(member)), member) for member in members)
     pairs = ((a, b) for a in members for b in members if a != b and b in asked.paths.get(a, {}))
@@ -109,7 +112,7 @@ def _grouped(described: Iterator[tuple[str, str]]) -> Iterator[str]:
         yield f"  {', '.join(names[:MOST_SAID])}{more}: {text}"
 
 
-def _reached(directory: RunDirectory, asked: LinkPlan) -> Iterator[str]:
+def reached(directory: RunDirectory, asked: LinkPlan) -> Iterator[str]:
     """What went over each line, and each path with a rate of its own, against its limit."""
     for link in collect_links(directory):
         is_limited = EVERYBODY in (link.from_, link.to) or asked.path(link.from_, link.to).bits_per_second is not None

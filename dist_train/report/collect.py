@@ -25,7 +25,7 @@ from dist_train.report.facts import RunFacts, read_facts
 from dist_train.report.ledgers import read_sums
 from dist_train.report.links import link_parts
 from dist_train.report.metrics import COMPUTE_PHASE, EXCHANGE_PHASES, RoundRow, read_rounds
-from dist_train.report.simulated_links import collect_links
+from dist_train.report.simulated_links import are_seconds_simulated, collect_links
 from dist_train.report.timeline import timeline
 from dist_train.report.traffic import (
     PSEUDO_GRADIENT,
@@ -80,6 +80,7 @@ def collect(directory: RunDirectory, *, is_running: bool = False) -> Report:
         loss=_loss(rows, facts),
         tokens=sum(row.total_tokens for row in rows),
         utilisation=_utilisation(by_phase for row in rows for by_phase in row.phase_s.values()),
+        seconds="simulated" if are_seconds_simulated(directory) else "measured",
         sent_bytes=bytes_by(sums, SENT).total(),
         received_bytes=bytes_by(sums, RECEIVED).total(),
         sent_bytes_per_replica_round=sent_bytes / contributions if contributions and sums is not None else None,

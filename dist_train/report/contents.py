@@ -202,6 +202,8 @@ class Report(_Part):
     tokens: int
     utilisation: float | None
     """Share of all replicas' accounted time that was spent computing."""
+    seconds: Literal["measured", "simulated"] = "measured"
+    """`simulated` by virtual replicas: nobody waited for them."""
     sent_bytes: int = 0
     """Counted by all senders, every kind."""
     received_bytes: int = 0

@@ -37,11 +37,21 @@ class Carried:
 
 def collect_links(directory: RunDirectory) -> tuple[LinkPart, ...]:
     """The limited links of the run in `directory`, with what they reached; none when it was not simulated."""
+    simulation = _simulation(directory)
+    return () if simulation is None else tuple(_parts(simulation, _transfers(directory.ledgers)))
+
+
+def are_seconds_simulated(directory: RunDirectory) -> bool:
+    """Whether the run's replicas were virtual, and so all its seconds worked out."""
+    simulation = _simulation(directory)
+    return simulation is not None and simulation.rates_by == "virtual"
+
+
+def _simulation(directory: RunDirectory) -> Simulation | None:
     try:
-        simulation = read_simulation(directory.simulation)
+        return read_simulation(directory.simulation)
     except (OSError, ValueError):
-        return ()
-    return tuple(_parts(simulation, _transfers(directory.ledgers)))
+        return None
 
 
 def goodput_bits_per_second(transfers: Iterable[Carried]) -> float | None:

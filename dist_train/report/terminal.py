@@ -64,6 +64,8 @@ def _headline(report: Report) -> Table:
     grid.add_row("method", f"{report.method}, {len(report.replicas)} replicas ({_share_of_rounds(report)})")
     grid.add_row("rounds", f"{report.rounds} of {report.rounds_planned}, {count_text(report.tokens)} tokens")
     grid.add_row("loss", _loss(report))
+    if report.seconds == "simulated":
+        grid.add_row("seconds", Text("simulated: the replicas were virtual, and nobody waited", "yellow"))
     grid.add_row("computing", UNKNOWN if report.utilisation is None else f"{report.utilisation:.1%} of the time")
     grid.add_row("agreement", _agreement(report))
     return grid
