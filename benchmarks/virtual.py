@@ -1,6 +1,6 @@
 """Simulated seconds against real ones: `python -m benchmarks.virtual [--json] [--rounds N] [--way kernel]`.
 
-For each rate and method the demo, shortened, is run twice: by real processes on links that somebody enforces, and by
+For each rate and method the demo, shortened and with dense replicas only, is run twice: by real processes on links that somebody enforces, and by
 virtual replicas that take, phase by phase and round by round, the seconds of work that the real ones took (`--like`).
 So what is compared is everything else: the exchange, who waits for whom, and what the real machine adds. Reported are
 the seconds from the opening of each round to its commit, added up; the first round, in which connections are made, is
@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dist_train.config import ReplicaConfig, load
 from dist_train.report.metrics import read_rounds
 from dist_train.run_directory import RunDirectory
 
@@ -55,7 +56,7 @@ def compare(method: str, rate_mbit: int, rounds: int, way: str) -> dict[str, Any
     """One run both ways."""
     with tempfile.TemporaryDirectory() as folder:
         common = [
-            "examples/demo.toml", f"outer.method={method}", f"outer.rounds={rounds}", "inner.steps=5",
+            str(_dense_demo(Path(folder))), f"outer.method={method}", f"outer.rounds={rounds}", "inner.steps=5",
             "data.validation_tokens=2048", "--link", f"{rate_mbit}mbit,20ms",
         ]  # fmt: skip
         real, virtual = RunDirectory(Path(folder) / "real"), RunDirectory(Path(folder) / "virtual")
@@ -72,6 +73,15 @@ def compare(method: str, rate_mbit: int, rounds: int, way: str) -> dict[str, Any
         "same_digests": [row.theta_digest for row in rows] == [row.theta_digest for row in simulated],
         "load": os.getloadavg()[0],
     }  # fmt: skip
+
+
+def _dense_demo(folder: Path) -> Path:
+    """The demo's config; its replicas by one machine each, because a virtual one is no pipeline."""
+    config = load(ROOT / "examples" / "demo.toml")
+    dense = [ReplicaConfig(id=replica.id) for replica in config.replica]
+    file = folder / "demo.toml"
+    file.write_text(config.model_copy(update={"replica": tuple(dense)}).to_toml(), encoding="utf-8")
+    return file
 
 
 def _simulate(arguments: Sequence[str]) -> None:
