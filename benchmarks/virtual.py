@@ -1,8 +1,9 @@
 """Simulated seconds against real ones: `python -m benchmarks.virtual [--json] [--rounds N] [--way kernel]`.
 
-For each rate and method the demo, shortened and with dense replicas only, is run twice: by real processes on links that
-somebody enforces, and by virtual replicas that take, phase by phase and round by round, the seconds of work that the real ones took (`--like`).
-So what is compared is everything else: the exchange, who waits for whom, and what the real machine adds. Reported are
+For each rate and method the demo, shortened and with dense replicas only, is run twice: by real processes on links
+that somebody enforces, and by virtual replicas that take, phase by phase and round by round, the seconds of work that
+the real ones took (`--like`). So what is compared is everything else: the exchange, who waits for whom, and what the
+real machine adds. Reported are
 the seconds from the opening of each round to its commit, added up; the first round, in which connections are made, is
 also left out in `ratio_later`. `exchange_ratio` is of the part that is not the slowest replica's work.
 
