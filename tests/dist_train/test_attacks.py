@@ -140,10 +140,11 @@ def sealed(body: bytes) -> bytes:
 
 def bomb(payload: bytes) -> bytes:
     """Claims that its first stream has a tebibyte."""
-    body = bytearray(payload[:-4])
-    num_parameter_bytes = body[6]
-    struct.pack_into("<Q", body, 10 + num_parameter_bytes, 2**40)
-    return sealed(bytes(body))
+    codec, quota = embedding()
+    frame = codec._frame(quota.layout)
+    lengths = [len(stream) for stream in frame.unseal(payload, codec.coder.limits(quota, codec.quantizer))]
+    body = payload[len(frame._header(lengths)) : -4]
+    return sealed(frame._header([2**40, *lengths[1:]]) + body)
 
 
 def out_of_range(payload: bytes) -> bytes:
