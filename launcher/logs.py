@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 TAIL_BYTES = 64 * 1024
 TRACEBACK = "Traceback (most recent call last):"
 LINE_PREFIX = re.compile(r"^\d\d:\d\d:\d\d \[[^\]]*\] ")
+LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
 ROUND_PREFIX = re.compile(r"round (\d+):")
 EXCEPTION_LINE = re.compile(r"^[A-Za-z_][\w.]*(?::\s.*)?$")
+
+
+def level_name(record: logging.LogRecord) -> str:
+    """A record's level as we write it: libraries give the levels other names for everybody."""
+    return LEVELS.get(record.levelno, record.levelname.lower())
 
 
 class MemberFormatter(logging.Formatter):
@@ -35,7 +41,7 @@ class MemberFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's lines, each with its prefix."""
-        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        level = "" if record.levelno <= logging.INFO else f"{level_name(record)}: "
         prefix = f"{self.formatTime(record, self.datefmt)} [{self.member}] "
         return "\n".join(prefix + line for line in (level + super().format(record)).splitlines())
 
@@ -55,7 +61,7 @@ class JsonFormatter(logging.Formatter):
             self.round = int(spoken_of[1])
         facts = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
+            "level": level_name(record),
             "run": self.run,
             "round": self.round,
             "member": self.member,

@@ -18,7 +18,7 @@ from protos import discovery_pb2 as pb
 from tests.comms.strangers import MEMBERS, RUN, tls
 
 NOW_S = time.time()
-RECORD = Record(RUN, COORDINATOR, "192.0.2.1:7000", NOW_S, NOW_S + 60.0)
+RECORD = Record(RUN, COORDINATOR, "192.0.2.1:7000", NOW_S, NOW_S + 3600.0)
 
 
 @pytest.fixture(scope="module")
