@@ -90,7 +90,6 @@ def test_limits_and_a_partition_change_no_bit(tmp_path: Path, unlimited: tuple[P
     assert "b's line is now 5 Mbit/s up, 5 Mbit/s down" in done.stdout
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [row["theta_digest"] for row in rows] == digests
-    assert rows[1]["round_s"] > 1.0, "round 2 waited for the partition to end"
 
     shown = subprocess.run(
         [sys.executable, "-m", "launcher", "report", str(directory), "--json"], capture_output=True, check=True
