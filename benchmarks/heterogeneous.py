@@ -102,18 +102,16 @@ ABLATIONS = (
 class _Broken(LocalStart):
     """A bond without the projected start, or without the absorption: what each is worth."""
 
-    def __init__(self, inner: Rehearsal, arm: Arm) -> None:
-        self._inner, self._arm = inner, arm
+    def __init__(self, bond: LocalStart, arm: Arm) -> None:
+        self._bond, self._arm = bond, arm
 
     def begin(self, name: str, theta: Tensor) -> Tensor:
-        assert self._inner.bond is not None  # noqa: S101 - for the type checker
         if name == EMBEDDING and not self._arm.absorb:
             return theta
-        return self._inner.bond.begin(name, theta)
+        return self._bond.begin(name, theta)
 
     def start(self, name: str, theta: Tensor) -> Tensor:
-        assert self._inner.bond is not None  # noqa: S101 - for the type checker
-        return theta if self._arm.start == "unprojected" else self._inner.bond.start(name, theta)
+        return theta if self._arm.start == "unprojected" else self._bond.start(name, theta)
 
 
 def config_of(arm: Arm, seed: int, rounds: int) -> Config:
@@ -222,8 +220,8 @@ def _inner(config: Config, index: int) -> InnerOptimizer:
 
 def _outer(config: Config, arm: Arm, inner: InnerOptimizer) -> PseudoGradientMethod:
     start: LocalStart | None = inner.bond if isinstance(inner, Rehearsal) else None
-    if isinstance(inner, Rehearsal) and (arm.start != "projected" or not arm.absorb):
-        start = _Broken(inner, arm)
+    if start is not None and (arm.start != "projected" or not arm.absorb):
+        start = _Broken(start, arm)
     outer = outer_method(config, inner.model, inner, start=start)
     if not isinstance(outer, PseudoGradientMethod):
         raise TypeError("the arms are runs of sparseloco")
@@ -332,7 +330,7 @@ def _through(deltas: list[dict[str, Tensor]], u: Tensor | None, kept: int) -> di
         feedback.settle("bound", update)
         sent_bytes += len(payload)
     found = torch.cat([(t if u is None else u @ t).flatten() for t in layout.unpack(arrived).values()])
-    meant = torch.cat([sum(d[name] for d in deltas).flatten() for name in deltas[0]])  # type: ignore[union-attr]
+    meant = torch.cat([torch.stack([d[name] for d in deltas]).sum(dim=0).flatten() for name in deltas[0]])
     cosine = float(torch.cosine_similarity(found, meant, dim=0))
     return {"sent_bytes": sent_bytes, "cosine": cosine, "missing": float((found - meant).norm() / meant.norm())}
 

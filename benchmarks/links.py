@@ -178,7 +178,7 @@ def _pipe(stream: Any) -> Any:
 class Endless(pb_grpc.PayloadsServicer):
     """Sends the same chunk for as long as anybody takes it; or once, to a ping."""
 
-    async def Get(  # noqa: N802 - gRPC names it
+    async def Get(
         self, request: pb.GetRequest, context: grpc.aio.ServicerContext[pb.GetRequest, pb.Chunk]
     ) -> AsyncIterator[pb.Chunk]:
         """The payload, or a ping's answer."""
@@ -189,7 +189,7 @@ class Endless(pb_grpc.PayloadsServicer):
         while True:
             yield CHUNK
 
-    async def Put(  # noqa: N802
+    async def Put(
         self,
         request_iterator: AsyncIterator[pb.PutRequest],
         context: grpc.aio.ServicerContext[pb.PutRequest, pb.PutReply],

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch._C._distributed_c10d import TCPStore
 
 from comms.certificates import TOKEN_FILE, issue
 from comms.ledger import Ledger

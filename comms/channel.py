@@ -58,7 +58,7 @@ _SERVER_OPTIONS = (
 )
 
 
-class InsecureAddress(CommsError):  # noqa: N818 - what is wrong with it
+class InsecureAddress(CommsError):
     """Plain text would leave this machine, and nobody has said that it may."""
 
 

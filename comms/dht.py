@@ -32,7 +32,7 @@ _CALL_DEADLINE_S = 20.0
 _BOOTSTRAP_DEADLINE_S = 3.0
 
 
-class NoHivemind(CommsError):  # noqa: N818 - what is missing
+class NoHivemind(CommsError):
     """The optional packages for discovery are not installed."""
 
 

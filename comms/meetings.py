@@ -54,7 +54,7 @@ class MeetingService(pb_grpc.MeetingsServicer):
         self._deadline_s = deadline_s
         self._gatherings: dict[str, _Gathering] = {}
 
-    async def Meet(  # noqa: N802 - gRPC names the methods
+    async def Meet(
         self, request: pb.MeetRequest, context: grpc.aio.ServicerContext[pb.MeetRequest, pb.MeetReply]
     ) -> pb.MeetReply:
         """Waits for the other ranks."""

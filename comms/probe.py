@@ -141,7 +141,7 @@ class _Answers(pb_grpc.AnswersServicer):
     def __init__(self, nonce: bytes) -> None:
         self._nonce = nonce
 
-    async def Answer(  # noqa: N802 - gRPC names the methods
+    async def Answer(
         self, request: pb.AnswerRequest, context: grpc.aio.ServicerContext[pb.AnswerRequest, pb.AnswerReply]
     ) -> pb.AnswerReply:
         """Shows that we are the ones who asked to be dialled."""

@@ -220,15 +220,15 @@ class GrpcProcessGroup(dist.ProcessGroup):
         self._timeout_s = min(timeout.total_seconds(), ranks.bounds.deadline_s)
         self._collector = ThreadPoolExecutor(1, thread_name_prefix=f"collectives of {lane}")
 
-    def getBackendName(self) -> str:  # noqa: N802 - torch's name
+    def getBackendName(self) -> str:
         """The backend's name."""
         return BACKEND
 
-    def getGroupName(self) -> str:  # noqa: N802 - torch's name
+    def getGroupName(self) -> str:
         """The group's name."""
         return self._lane
 
-    def setGroupName(self, name: str) -> None:  # noqa: N802 - torch's name
+    def setGroupName(self, name: str) -> None:
         """Takes the name that torch gives; it is the same."""
 
     def shutdown(self) -> None:
@@ -440,8 +440,8 @@ class RendezvousStore(Store):
         return cast("int", self._ranks.ask(self._ranks.rendezvous.count(self._deadline_s)))
 
     # By these names torch looks for them when it calls from C++.
-    deleteKey = delete_key  # noqa: N815
-    getNumKeys = num_keys  # noqa: N815
+    deleteKey = delete_key
+    getNumKeys = num_keys
 
     def _read(self, keys: list[str], deadline_s: float) -> list[bytes]:
         try:

@@ -38,7 +38,7 @@ _MOST_RECORD_BYTES = 16_384
 _PURPOSE = b"dist-train address 1\n"
 
 
-class BadRecord(CommsError):  # noqa: N818 - what is wrong with it
+class BadRecord(CommsError):
     """A record is not what it should be: unsigned, forged, expired, or somebody else's. One line."""
 
 

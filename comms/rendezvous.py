@@ -43,7 +43,7 @@ class RendezvousService(pb_grpc.RendezvousServicer):
         self._values: dict[str, bytes] = {}
         self._changed = asyncio.Condition()
 
-    async def SetKey(self, request: pb.SetKeyRequest, context: _Context) -> pb.StoredValue:  # noqa: N802
+    async def SetKey(self, request: pb.SetKeyRequest, context: _Context) -> pb.StoredValue:
         """Sets a key, or compares it first."""
         await self._admit(request, context, [request.key], request.value)
         present = self._values.get(request.key)
@@ -53,7 +53,7 @@ class RendezvousService(pb_grpc.RendezvousServicer):
         await self._set(request.key, request.value)
         return self._counted(request, pb.StoredValue(value=request.value))
 
-    async def ReadKeys(self, request: pb.ReadKeysRequest, context: _Context) -> pb.StoredValues:  # noqa: N802
+    async def ReadKeys(self, request: pb.ReadKeysRequest, context: _Context) -> pb.StoredValues:
         """Waits for keys."""
         keys = list(request.keys)
         await self._admit(request, context, keys)
@@ -69,7 +69,7 @@ class RendezvousService(pb_grpc.RendezvousServicer):
             await refuse(context, TooLarge("the values are too large for one reply; ask for fewer keys"))
         return self._counted(request, pb.StoredValues(values=values))
 
-    async def AddToKey(self, request: pb.AddToKeyRequest, context: _Context) -> pb.KeySum:  # noqa: N802
+    async def AddToKey(self, request: pb.AddToKeyRequest, context: _Context) -> pb.KeySum:
         """Counts."""
         await self._admit(request, context, [request.key])
         try:
@@ -81,12 +81,12 @@ class RendezvousService(pb_grpc.RendezvousServicer):
         await self._set(request.key, str(total).encode())
         return self._counted(request, pb.KeySum(sum=total))
 
-    async def DeleteKey(self, request: pb.DeleteKeyRequest, context: _Context) -> pb.KeyDeleted:  # noqa: N802
+    async def DeleteKey(self, request: pb.DeleteKeyRequest, context: _Context) -> pb.KeyDeleted:
         """Forgets a key."""
         await self._admit(request, context, [request.key])
         return self._counted(request, pb.KeyDeleted(was_there=self._values.pop(request.key, None) is not None))
 
-    async def CountKeys(self, request: pb.CountKeysRequest, context: _Context) -> pb.KeyCount:  # noqa: N802
+    async def CountKeys(self, request: pb.CountKeysRequest, context: _Context) -> pb.KeyCount:
         """How many keys there are."""
         await self._admit(request, context, [])
         return self._counted(request, pb.KeyCount(count=len(self._values)))

@@ -249,7 +249,7 @@ class TensorService(pb_grpc.TensorsServicer):
         for timer in self._losing.values():
             timer.cancel()
 
-    async def Deliver(  # noqa: N802 - gRPC names the method
+    async def Deliver(
         self, request_iterator: AsyncIterator[pb.TensorPart], context: _Context
     ) -> AsyncIterator[pb.TensorReceipt]:
         """All that one rank sends; a later stream of the same rank ends this one."""

@@ -162,7 +162,7 @@ def newest_outer(folder: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     )
 
 
-class _Incomplete(Exception):  # noqa: N818 - what the files are
+class _Incomplete(Exception):
     """Parts of a checkpoint do not make a whole."""
 
 

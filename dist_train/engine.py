@@ -126,7 +126,7 @@ def accumulate(model: nn.Module, batch: Batch, micro_batch_tokens: int | None, n
     for micro_batch in micro_batches(batch, micro_batch_tokens):
         with autocast(model):
             loss = loss_sum(model, micro_batch) / max(1, num_targets)  # (1)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         total = total.to(loss) + loss.detach()
     return total
 

@@ -68,7 +68,7 @@ class Replica:
     clock: Clock = WALL_CLOCK
 
 
-class Damaged(Exception):  # noqa: N818 - what the replica is, not what went wrong
+class Damaged(Exception):
     """The replica's parameters are not the others': it has to do `order` instead."""
 
     def __init__(self, order: CatchUp) -> None:

@@ -27,7 +27,7 @@ from comms.channel import MOST_MESSAGE_BYTES
 from comms.leases import Segment
 from comms.payloads import stream_bytes
 from comms.virtual_network import framed_bytes
-from dist_train.config import Config, ConfigError, load
+from dist_train.config import Config, ConfigError, load_kept
 from dist_train.planning.round_seconds import Exchange, Speed, phase_seconds
 from dist_train.report.facts import read_facts
 from dist_train.report.metrics import read_rounds
@@ -110,9 +110,7 @@ def what_if(directory: RunDirectory, replicas: int | None, links: Links) -> What
 
     ConfigError when it tells too little.
     """
-    if not directory.config.is_file():
-        raise ConfigError(f"{directory.path}: no run is kept here (no {directory.config.name} in it)")
-    config, rows = load(directory.config), read_rounds(directory.metrics)
+    config, rows = load_kept(directory.path), read_rounds(directory.metrics)
     rows = tuple(row for row in rows if row.phase_s and row.payload_bytes)
     if not rows:
         raise ConfigError(f"{directory.path}: no committed round tells what its phases took; what-if needs one")

@@ -78,7 +78,7 @@ def installed_code() -> "str | None":
     """The digest of the dist-train that is installed here; None when there is none, or an older one."""
     sys.path = [path for path in sys.path if path]  # not the working directory
     try:
-        from launcher.parcel import code_digest  # noqa: PLC0415 - it may not be there
+        from launcher.parcel import code_digest  # it may not be there
     except ImportError:
         return None
     return code_digest()

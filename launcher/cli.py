@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -15,20 +14,23 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from dist_train.config import ConfigError, load
+from dist_train.config import ConfigError, load, load_kept
 from dist_train.run_directory import RunDirectory
+from launcher import member_commands
 from launcher.failures import PREFIX, exit_code, one_line
+from launcher.member_commands import run_member
+from launcher.options import Address, AsJson, Bootstrap, Certificates, Insecure, Overrides, RunDir, RunFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from dist_train.config import Config
+    from rich.console import Console
+
 
 # Click's, which newer versions of typer carry inside themselves.
 CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 REPORT_COLUMNS = 100
 
-logger = logging.getLogger(__name__)
 app = typer.Typer(
     help="Pre-train a language model on machines that are joined by ordinary internet links.",
     no_args_is_help=True,
@@ -36,20 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's config.")]
-RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run's directory (run.directory of its config).")]
-Address = Annotated[
-    str,
-    typer.Argument(
-        metavar="ADDRESS", help="Where the run's coordinator is: HOST:PORT, or NAME@PEER (docs/discovery.md)."
-    ),
-]
-Bootstrap = Annotated[
-    list[str] | None,
-    typer.Option("--bootstrap", metavar="PEER", help="ADDRESS is a name; this peer knows where it is."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
-Lifeline = Annotated[bool, typer.Option("--lifeline", help="End when stdin closes.")]
+app.add_typer(member_commands.app)
 
 
 def main() -> NoReturn:
@@ -90,9 +79,7 @@ def _options(
 @app.command()
 def launch(
     run_file: RunFile,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="section.key=value", help="Changes to the config.")
-    ] = None,
+    overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -129,11 +116,11 @@ def join(
     name: Annotated[str | None, typer.Option("--id", help="The replica's name; this machine's when left out.")] = None,
     directory: Annotated[Path | None, typer.Option("--directory", help="Where it is kept; runs/RUN-ID if not.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1.")] = "auto",
-    certificates: Annotated[Path | None, typer.Option("--certificates", help="This member's, for a tls run.")] = None,
+    certificates: Certificates = None,
     token: Annotated[
         Path | None, typer.Option("--token", help="The run's token; CERTIFICATES/run.token if not.")
     ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="The run says security.mode = insecure.")] = False,
+    insecure: Insecure = False,
 ) -> None:
     """Add this machine to a running run, as one more replica. Ctrl-C leaves it.
 
@@ -154,16 +141,14 @@ def join(
 
         run_replica(config, run_directory, who.id, who.address)
 
-    _run_member(who.id, body, lifeline=False)
+    run_member(who.id, body, lifeline=False)
     typer.echo(f"{config.run.name} is complete")
 
 
 @app.command()
 def simulate(  # noqa: PLR0917 - a parameter is an option here
     run_file: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's config; RUN_DIR with --what-if.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="section.key=value", help="Changes to the config.")
-    ] = None,
+    overrides: Overrides = None,
     link: Annotated[
         str | None,
         typer.Option("--link", metavar="RATE,LATENCY", help='Every member\'s: "50mbit,40ms", "10mbit/50mbit".'),
@@ -232,8 +217,6 @@ def simulate(  # noqa: PLR0917 - a parameter is an option here
 
 
 def _what_if(run_dir: Path, replicas: int | None, link: str | None, lines: Sequence[str], *, as_json: bool) -> None:
-    from rich.console import Console
-
     from dist_train.what_if import what_if as answer_of
     from launcher.what_if import links_of, table_of
 
@@ -241,7 +224,7 @@ def _what_if(run_dir: Path, replicas: int | None, link: str | None, lines: Seque
     if as_json:
         typer.echo(answer.model_dump_json(indent=2))
         return
-    console = Console() if sys.stdout.isatty() else Console(width=REPORT_COLUMNS)
+    console = _console()
     console.print(table_of(answer))
     for problem in answer.problems:
         console.print(f"problem: {problem}", markup=False)
@@ -250,9 +233,7 @@ def _what_if(run_dir: Path, replicas: int | None, link: str | None, lines: Seque
 @app.command()
 def plan(  # noqa: PLR0917 - a parameter is an option here
     run_file: RunFile,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="section.key=value", help="Changes to the config.")
-    ] = None,
+    overrides: Overrides = None,
     measure: Annotated[bool, typer.Option("--measure", help="Time one layer and the codec on this machine.")] = False,
     replicas: Annotated[
         int | None, typer.Option("--replicas", min=1, metavar="N", help="N replicas like the first one.")
@@ -321,10 +302,10 @@ def export(
 
     Example: dist-train export runs/demo models/demo
     """
-    directory, config = _open_run(run_dir)
+    config = load_kept(run_dir)
     from dist_train.export import export as export_model
 
-    exported_round = export_model(config, directory, out_dir)
+    exported_round = export_model(config, RunDirectory(run_dir), out_dir)
     typer.echo(f"round {exported_round} of {run_dir} written to {out_dir}")
 
 
@@ -358,8 +339,8 @@ def doctor(
     run_file: Annotated[Path | None, typer.Option("--run", metavar="RUN.toml", help="Look for this run.")] = None,
     bootstrap: Bootstrap = None,
     name: Annotated[str | None, typer.Option("--id", help="The replica that this machine would be.")] = None,
-    certificates: Annotated[Path | None, typer.Option("--certificates", help="This member's, for a tls run.")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="The run says security.mode = insecure.")] = False,
+    certificates: Certificates = None,
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
     """Look whether a run would work on this machine, and between it and a coordinator.
@@ -379,9 +360,7 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
     else:
-        from rich.console import Console
-
-        console = Console() if sys.stdout.isatty() else Console(width=REPORT_COLUMNS)
+        console = _console()
         console.print(terminal.table(findings))
         console.print(terminal.summary(findings))
     raise typer.Exit(0 if facts["ok"] else 1)
@@ -418,8 +397,28 @@ def stop(
     """
     from launcher.stop import stop as stop_run
 
-    _, config = _open_run(run_dir)
+    config = load_kept(run_dir)
     typer.echo(f"the coordinator at {stop_run(config, coordinator, reason)} ends {config.run.name}")
+
+
+@app.command()
+def keys(
+    section: Annotated[str | None, typer.Argument(metavar="[SECTION]", help="Only this one's: inner, replica.")] = None,
+    *,
+    as_json: AsJson = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/config.md.")] = False,
+) -> None:
+    """Show the keys that a run's file may have: what each takes, its default and its meaning.
+
+    Example: dist-train keys exchange
+    """
+    from dist_train.config import reference
+
+    shown = reference.sections() if section is None else (reference.section(section),)
+    if as_json or as_markdown:
+        typer.echo(reference.to_json(shown) if as_json else reference.to_markdown(shown))
+    else:
+        reference.print_keys(_console(), shown)
 
 
 @app.command("plan-sequences")
@@ -456,160 +455,11 @@ def plan_sequences(  # noqa: PLR0917 - as many as there are options
     typer.echo(sequence_plan.as_json(*made) if as_json else sequence_plan.as_text(*made))
 
 
-@app.command(hidden=True)
-def coordinate(
-    run_dir: RunDir,
-    ready_fd: Annotated[int | None, typer.Option("--ready-fd", help="Where the address is announced.")] = None,
-    address: Annotated[str | None, typer.Option("--address", help="In place of exchange.address.")] = None,
-    lifeline: Lifeline = False,
-) -> None:
-    """Run a run's coordinator. `launch` starts it.
+def _console() -> Console:
+    """A terminal as wide as it is, or a file in which tables keep together."""
+    from rich.console import Console
 
-    Example: dist-train coordinate runs/demo
-    """
-
-    def body() -> None:
-        from dist_train.coordination import run_coordinator
-
-        directory, config = _open_run(run_dir, () if address is None else [f"exchange.address={address}"])
-        _speak_as(config, "coordinator")
-        run_coordinator(config, directory, lambda bound: _announce(bound, ready_fd))
-
-    _run_member("coordinator", body, lifeline=lifeline)
-
-
-@app.command(hidden=True)
-def replica(
-    run_dir: RunDir,
-    replica_id: Annotated[str, typer.Option("--id", help="Which replica of the config this is.")],
-    coordinator: Annotated[str, typer.Option("--coordinator", metavar="HOST:PORT", help="Where the run is.")],
-    stage: Annotated[
-        str | None, typer.Option("--stage", help="Which stage of it, by name or number, when it is a pipeline.")
-    ] = None,
-    lifeline: Lifeline = False,
-) -> None:
-    """Run one replica. `launch` starts it.
-
-    Example: dist-train replica runs/demo --id a --coordinator 127.0.0.1:5000
-    """
-
-    def body() -> None:
-        from dist_train.enlist import rank_of, stage_of
-        from dist_train.replica import replica_of, run_replica
-
-        directory, config = _open_run(run_dir)
-        section = replica_of(config, replica_id)
-        named = stage_of(section, stage)
-        _speak_as(config, named or replica_id)
-        run_replica(config, directory, replica_id, coordinator, rank=rank_of(section, named))
-
-    _run_member(stage or replica_id, body, lifeline=lifeline)
-
-
-@app.command(hidden=True)
-def reach(
-    run_dir: RunDir,
-    replica_id: Annotated[str, typer.Option("--id", help="Which replica of the config this is.")],
-    coordinator: Annotated[str, typer.Option("--coordinator", metavar="HOST:PORT", help="Where the run is.")],
-    stage: Annotated[str | None, typer.Option("--stage", help="Which stage of it, when it is a pipeline.")] = None,
-) -> None:
-    """Prepare a replica's host over ssh and become the ssh that runs the replica there. `launch` starts it.
-
-    Example: dist-train reach runs/two --id b --coordinator 192.0.2.10:7000
-    """
-
-    def body() -> None:
-        from launcher.ssh import reach as reach_host
-
-        directory, config = _open_run(run_dir)
-        reach_host(config, directory, replica_id, stage or replica_id, coordinator)
-
-    _run_member(stage or replica_id, body, lifeline=False)
-
-
-@app.command(hidden=True)
-def attend(
-    run_dir: RunDir,
-    replica_id: Annotated[str, typer.Option("--id", help="Which replica of the config this is.")],
-    coordinator: Annotated[str, typer.Option("--coordinator", metavar="HOST:PORT", help="Where the run is.")],
-    process: Annotated[str, typer.Option("--process", help="Which stage of it, or the replica itself.")],
-    config_digest: Annotated[str, typer.Option("--config-digest", help="Of the config that the launcher has.")],
-) -> None:
-    """Run a replica on this host for a launcher on another, and end it when that is gone. `reach` starts it.
-
-    Example: dist-train attend two-1a2b --id b --process b --coordinator 192.0.2.10:7000 --config-digest …
-    """
-
-    def body() -> None:
-        from launcher.attend import attend as attend_member
-
-        directory, config = _open_run(run_dir)
-        told = {"coordinator": coordinator, "config_digest": config_digest}
-        raise typer.Exit(attend_member(config, directory, replica_id, process, **told))
-
-    _run_member(process, body, lifeline=False)
-
-
-@app.command(hidden=True)
-def task(run_dir: RunDir) -> None:
-    """Run one task of a Slurm job: a process of a replica, and in the first task the coordinator, too.
-
-    Example: srun dist-train task runs/four
-    """
-
-    def body() -> None:
-        from launcher.task import run_task
-
-        directory, config = _open_run(run_dir)
-        raise typer.Exit(run_task(config, directory))
-
-    _run_member("task", body, lifeline=False)
-
-
-def _run_member(member: str, body: Callable[[], None], *, lifeline: bool) -> None:
-    """Runs a member of a run in this process; its errors go to its log, which is stderr."""
-    from comms import network
-    from launcher import lifeline as ties
-    from launcher import logs
-
-    logs.configure(member)
-    ties.unwind_on_sigterm()
-    if lifeline:
-        ties.hold()
-    try:
-        network.join(member)
-        body()
-    except typer.Exit:
-        raise
-    except Exception as error:
-        code = exit_code(error)
-        if code is None:
-            logger.exception("this is a bug in dist-train:")
-        else:
-            logger.error("%s%s", PREFIX, one_line(error))  # noqa: TRY400 - its line is all there is to say
-        raise typer.Exit(code or 1) from None
-
-
-def _speak_as(config: Config, member: str) -> None:
-    from launcher.logs import speak_json
-
-    if config.watch.log_format == "json":
-        speak_json(member, config.run.name)
-
-
-def _announce(address: str, ready_fd: int | None) -> None:
-    from launcher.lifeline import announce
-
-    logger.info("listening at %s", address)
-    if ready_fd is not None:
-        announce(ready_fd, address)
-
-
-def _open_run(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[RunDirectory, Config]:
-    directory = RunDirectory(run_dir)
-    if not directory.config.is_file():
-        raise ConfigError(f"{run_dir}: no run is kept here (no {directory.config.name} in it)")
-    return directory, load(directory.config, overrides)
+    return Console() if sys.stdout.isatty() else Console(width=REPORT_COLUMNS)
 
 
 def _usage_error(error: Exception) -> int:

@@ -192,9 +192,9 @@ class _LocalRun:
         The coordinator is at `way_in` for this process, and at `address` for the replicas.
         """
         # gRPC starts threads; the children come first.
-        from comms.certificates import OPERATOR  # noqa: PLC0415
-        from dist_train.security import security_of  # noqa: PLC0415
-        from launcher.status import StatusPoller  # noqa: PLC0415
+        from comms.certificates import OPERATOR
+        from dist_train.security import security_of
+        from launcher.status import StatusPoller
 
         with StatusPoller(way_in, security_of(self.config, OPERATOR), self.supervisor.tell) as poller:
             look_at_s = time.monotonic()

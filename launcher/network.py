@@ -108,7 +108,7 @@ class KernelNetwork(SimulatedNetwork):
 
     def __init__(self, file: Path, asked: LinkPlan, star: Star, *, may_delay: bool) -> None:
         """Takes `star` over; `may_delay`: there are latencies, or will be. NetlinkError when the kernel refuses."""
-        from launcher.star import NETWORK  # noqa: PLC0415 - pyroute2, which is there on Linux only
+        from launcher.star import NETWORK  # pyroute2, which is there on Linux only
 
         self._star = star
         self._members_delay = may_delay and not star.has_netem
@@ -129,7 +129,7 @@ class KernelNetwork(SimulatedNetwork):
 
     def way_in(self, address: str) -> str:
         """A door on the loopback."""
-        from launcher.door import Door  # noqa: PLC0415
+        from launcher.door import Door
 
         port = int(address.rpartition(":")[2])
         return self._stack.enter_context(Door(lambda: self._star.connect(COORDINATOR, port))).address

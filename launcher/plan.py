@@ -33,7 +33,7 @@ def make(
         line, latency = link.line, link.latency
     found = None
     if measured:
-        from dist_train.planning.measure import measure  # noqa: PLC0415 - brings in transformers
+        from dist_train.planning.measure import measure  # brings in transformers
 
         found = measure(config)
     return predict(config, Assumptions(replicas, line, latency, bits_per_value, found))

@@ -37,7 +37,7 @@ def _has_processes_here(config: Config) -> bool:
 def _check_stages(config: Config) -> None:
     """ConfigError when a pipeline cannot host the model, which only the model's own config tells."""
     if pipelines := [replica for replica in config.replica if replica.pipeline]:
-        from dist_train.pipeline.terms import check_fits  # noqa: PLC0415 - torch, which only this needs so early
+        from dist_train.pipeline.terms import check_fits  # torch, which only this needs so early
 
         for replica in pipelines:
             check_fits(config, replica)
@@ -46,8 +46,8 @@ def _check_stages(config: Config) -> None:
 def check_security(config: Config) -> None:
     """ConfigError when a member that is started here could not show who it is."""
     if config.security.mode == "tls":
-        from comms.certificates import OPERATOR  # noqa: PLC0415
-        from dist_train.security import security_of  # noqa: PLC0415 - gRPC, which only this needs so early
+        from comms.certificates import OPERATOR
+        from dist_train.security import security_of  # gRPC, which only this needs so early
 
         for member in (COORDINATOR, OPERATOR, *replica_ids(config)):
             security_of(config, member)

@@ -106,7 +106,7 @@ class Interface:
 
 def has_netem(ip: IPRoute, index: int) -> bool:
     """Whether this kernel delays packets; found out by trying."""
-    from pyroute2 import NetlinkError  # noqa: PLC0415 - slow to import
+    from pyroute2 import NetlinkError  # slow to import
 
     try:
         ip.tc("add", "netem", index, ROOT, delay=1000)

@@ -44,11 +44,11 @@ def report(run_dir: Path, others: list[Path], wanted: Wanted) -> str:
     if wanted.as_html:
         said.append(_write_page(reports, wanted.output or directory.page))
     if wanted.ledger is not None:
-        from dist_train.report.ledger_export import export_ledger  # noqa: PLC0415 - a second reader of Arrow
+        from dist_train.report.ledger_export import export_ledger  # a second reader of Arrow
 
         said.append(f"{export_ledger(directory.ledgers, wanted.ledger)} rows written to {wanted.ledger}")
     if wanted.tensorboard is not None:
-        from dist_train.report.tensorboard import write_scalars  # noqa: PLC0415 - brings in torch
+        from dist_train.report.tensorboard import write_scalars  # brings in torch
 
         said.append(f"{write_scalars(directory.metrics, wanted.tensorboard)} rounds written to {wanted.tensorboard}")
     if wanted.as_json:
@@ -61,23 +61,23 @@ def _collect(path: Path) -> Report:
 
 
 def _write_page(reports: list[Report], path: Path) -> str:
-    from dist_train.report.page import render_page  # noqa: PLC0415 - brings in plotly
+    from dist_train.report.page import render_page  # brings in plotly
 
     write_atomically(path, render_page(reports[0], reports[1:]).encode())
     return f"the report of {reports[0].run} is in {path}"
 
 
 def _json(reports: list[Report]) -> str:
-    from dist_train.report.compare import comparison_json  # noqa: PLC0415 - only where there are several
+    from dist_train.report.compare import comparison_json  # only where there are several
 
     return reports[0].to_json() if len(reports) == 1 else comparison_json(reports)
 
 
 def _text(reports: list[Report]) -> str:
-    from rich.console import Console  # noqa: PLC0415 - JSON and pages need no terminal
+    from rich.console import Console  # JSON and pages need no terminal
 
-    from dist_train.report.compare import render_comparison  # noqa: PLC0415
-    from dist_train.report.terminal import render_terminal  # noqa: PLC0415
+    from dist_train.report.compare import render_comparison
+    from dist_train.report.terminal import render_terminal
 
     console = Console() if sys.stdout.isatty() else Console(width=COLUMNS)
     with console.capture() as capture:

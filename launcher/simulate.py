@@ -123,14 +123,14 @@ def reached(directory: RunDirectory, asked: LinkPlan) -> Iterator[str]:
 
 
 def _star(members: Sequence[str]) -> Star:
-    from launcher.star import Star  # noqa: PLC0415 - pyroute2, which is there on Linux only
+    from launcher.star import Star  # pyroute2, which is there on Linux only
 
     return Star(members)
 
 
 def _netlink_errors() -> tuple[type[Exception], ...]:
     try:
-        from pyroute2 import NetlinkError  # noqa: PLC0415
+        from pyroute2 import NetlinkError
     except ImportError:
         return ()
     return (NetlinkError,)

@@ -58,7 +58,7 @@ class Place:
             raise ConfigError("this is no task of Slurm: dist-train launch starts it, with srun") from None
 
 
-class Ended(Exception):  # noqa: N818 - what happened to us
+class Ended(Exception):
     """A signal wants this task to end."""
 
     def __init__(self, number: int) -> None:

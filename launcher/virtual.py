@@ -49,7 +49,7 @@ def with_replicas(config: Config, number: int | None) -> Config:
 
 def paces_of(config: Config, compute_s: Sequence[str], tokens_per_s: Sequence[str], like: Path | None) -> Paces | None:
     """What the options say of speeds; None: they are measured. ConfigError when they say two things."""
-    from dist_train.virtual.pace import measured_paces, told_paces  # noqa: PLC0415
+    from dist_train.virtual.pace import measured_paces, told_paces
 
     if like is None:
         return told_paces(config, compute_s, tokens_per_s)
@@ -60,8 +60,8 @@ def paces_of(config: Config, compute_s: Sequence[str], tokens_per_s: Sequence[st
 
 def simulate_virtual(config: Config, directory: RunDirectory, view: View, paces: Paces | None) -> int:
     """Makes the run of `config` with virtual replicas; the exit code. An earlier virtual run there is replaced."""
-    from comms.link_plan import read_simulation  # noqa: PLC0415
-    from dist_train.virtual.run import check, clear, run_virtual  # noqa: PLC0415 - torch
+    from comms.link_plan import read_simulation
+    from dist_train.virtual.run import check, clear, run_virtual  # torch
 
     check(config)
     with hold_lock(directory.path):
@@ -101,7 +101,7 @@ def simulate_virtual(config: Config, directory: RunDirectory, view: View, paces:
 
 def _share_cores(config: Config) -> None:
     """As many threads as a launch gives each replica: sums in other orders have other bits."""
-    import torch  # noqa: PLC0415
+    import torch
 
     if THREADS_VARIABLE not in os.environ:
         torch.set_num_threads(threads_of(processes_beside(config)))

@@ -30,8 +30,8 @@ class NamedRun:
 
     def locate(self, security: Security) -> str:
         """HOST:PORT of its coordinator; blocks. Unreachable when nobody knows it, NoHivemind."""
-        from comms.dht import DhtSettings  # noqa: PLC0415 - only who looks for a run by name needs it
-        from comms.discovery import locate  # noqa: PLC0415
+        from comms.dht import DhtSettings  # only who looks for a run by name needs it
+        from comms.discovery import locate
 
         settings = DhtSettings(self.bootstrap, LOOPBACK_PORT if self.is_here else ANY_PORT)
         return locate(self.run, security, settings, FIND_DEADLINE_S)

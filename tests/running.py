@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import FileStore
 
 from comms.ledger import Ledger
 from dist_train.checkpoint import CheckpointInfo, newest_outer
@@ -123,9 +124,7 @@ def _joined(meeting_point: Path, rank: int, ranks: int, _ledger: Ledger) -> Iter
 
 def gloo_group(meeting_point: Path, rank: int, ranks: int) -> dist.ProcessGroup:
     """A group of ranks that may be threads of one process; `meeting_point` is a file that none has used."""
-    store = dist.FileStore(  # type: ignore[attr-defined]
-        str(meeting_point), ranks
-    )
+    store = FileStore(str(meeting_point), ranks)
     group = dist.ProcessGroup(store, rank, ranks)
     gloo = dist.ProcessGroupGloo(store, rank, ranks, timedelta(seconds=PATIENCE_S))
     group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)

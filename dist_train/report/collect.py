@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dist_train import baselines
-from dist_train.config import Config, ConfigError, load
+from dist_train.config import Config, load_kept
 from dist_train.report.contents import (
     BaselinesPart,
     FaultPart,
@@ -52,9 +52,7 @@ Rows = tuple[RoundRow, ...]
 
 def collect(directory: RunDirectory, *, is_running: bool = False) -> Report:
     """The report of the run in `directory`; the caller knows whether it is running. ConfigError where no run is."""
-    if not directory.config.is_file():
-        raise ConfigError(f"{directory.path}: no run is kept here (no {directory.config.name} in it)")
-    config = load(directory.config)
+    config = load_kept(directory.path)
     rows = read_rounds(directory.metrics)
     facts = read_facts(directory.facts)
     sums = read_sums(directory.ledgers)

@@ -104,7 +104,7 @@ def _rank_seconds(
         started_s = time.monotonic()
         with autocast(model):
             loss = loss_sum(model, share, ranks.group(share.ranks))
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         synchronize(ranks)
         seconds.append(time.monotonic() - started_s)
     return ranks.gather(statistics.median(seconds[1:]))

@@ -55,7 +55,7 @@ def accumulate(model: nn.Module, batch: Batch, plan: SequencePlan, ranks: RankGr
         share = share_of_rank(batch, micro_batch, ranks.rank)
         with autocast(model):
             loss = loss_sum(model, share, ranks.group(share.ranks)) / max(1, batch.num_targets)  # (1)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         total += loss.detach()
     synchronize(ranks)
     computed_s = time.monotonic()

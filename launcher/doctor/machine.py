@@ -67,7 +67,7 @@ def _version(name: str, version: str, known_good: str) -> Finding:
 
 def devices() -> Iterator[Finding]:
     """Accelerators, cores and memory."""
-    import torch  # noqa: PLC0415 - seconds, which nothing else here takes
+    import torch  # seconds, which nothing else here takes
 
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     names = [f"{each.name} with {bytes_text(each.total_memory)}" for each in found]

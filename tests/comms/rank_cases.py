@@ -249,7 +249,7 @@ def a_pipeline(rank: int, ranks: int, stages_each: int, schedule: type[Any]) -> 
         dist.distributed_c10d._object_to_tensor = pickle
     whole = [layer(number, width) for number in range(stages)]
     loss = squared_error(nn.Sequential(*whole)(inputs), targets)
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     for number, module in modules.items():
         for parameter, expected in zip(module.parameters(), whole[number].parameters(), strict=True):
             assert parameter.grad is not None

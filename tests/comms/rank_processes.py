@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch._C._distributed_c10d import TCPStore
 
 from comms.ledger import Ledger
 from comms.process_group import Bounds, Place, grpc_group

@@ -166,7 +166,7 @@ class Liar(pb_grpc.PayloadsServicer):
         self._chunks = chunks
         self._then = then
 
-    async def Get(  # noqa: N802 - gRPC names it
+    async def Get(
         self, request: pb.GetRequest, context: grpc.aio.ServicerContext[pb.GetRequest, pb.Chunk]
     ) -> AsyncIterator[pb.Chunk]:
         del request
@@ -175,7 +175,7 @@ class Liar(pb_grpc.PayloadsServicer):
         if self._then is not None:
             await context.abort(self._then, "I have better things to do")
 
-    async def Put(  # noqa: N802
+    async def Put(
         self,
         request_iterator: AsyncIterator[pb.PutRequest],
         context: grpc.aio.ServicerContext[pb.PutRequest, pb.PutReply],

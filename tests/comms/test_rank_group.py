@@ -19,7 +19,7 @@ import grpc
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch._C._distributed_c10d import PrefixStore
 
 from comms import failpoints
 from comms.certificates import issue

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +17,9 @@ from comms.link_plan import Line, LinkPlan
 from comms.link_plan import Path as Way
 from launcher.door import Door
 from launcher.namespaces import OWN, Namespace
+
+if TYPE_CHECKING:
+    from launcher.star import Star
 
 PATIENCE_S = 30.0
 CONTENT = os.urandom(400_000)
@@ -30,17 +34,17 @@ def may_make_namespaces() -> None:
 
 
 @pytest.fixture
-def star(may_make_namespaces: None) -> Iterator[object]:
-    from launcher.star import Star  # noqa: PLC0415 - Linux only
+def star(may_make_namespaces: None) -> Iterator[Star]:
+    from launcher.star import Star  # noqa: PLC0415 - pyroute2, which is there on Linux only
 
     with Star(("coordinator", "a", "b")) as star:
         yield star
 
 
-def serve(star: object, member: str, content: bytes) -> int:
+def serve(star: Star, member: str, content: bytes) -> int:
     """A server of `member` that gives everybody `content`; its port."""
-    with star.entered(member):  # type: ignore[attr-defined]
-        listener = socket.create_server((star.addresses[member], 0))  # type: ignore[attr-defined]
+    with star.entered(member):
+        listener = socket.create_server((star.addresses[member], 0))
 
     def work() -> None:
         while True:
@@ -52,8 +56,8 @@ def serve(star: object, member: str, content: bytes) -> int:
     return int(listener.getsockname()[1])
 
 
-def get(star: object, member: str, address: tuple[str, int], timeout_s: float = PATIENCE_S) -> bytes:
-    with star.entered(member):  # type: ignore[attr-defined]
+def get(star: Star, member: str, address: tuple[str, int], timeout_s: float = PATIENCE_S) -> bytes:
+    with star.entered(member):
         connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     with connection:
         connection.settimeout(timeout_s)
@@ -64,9 +68,9 @@ def get(star: object, member: str, address: tuple[str, int], timeout_s: float = 
     return bytes(received)
 
 
-def test_rates_and_cuts_come_and_go_while_members_talk(star: object) -> None:
-    at = (star.addresses["a"], serve(star, "a", CONTENT))  # type: ignore[attr-defined]
-    become = star.become  # type: ignore[attr-defined]
+def test_rates_and_cuts_come_and_go_while_members_talk(star: Star) -> None:
+    at = (star.addresses["a"], serve(star, "a", CONTENT))
+    become = star.become
     least_s = 8 * (wire_bytes(len(CONTENT)) - 100_000) / 5e6  # but what queues hold when the last byte was let through
     for plan in (
         LinkPlan(lines={"a": Line(up_bits_per_second=5e6)}),
@@ -85,13 +89,13 @@ def test_rates_and_cuts_come_and_go_while_members_talk(star: object) -> None:
     assert get(star, "b", at) == CONTENT
 
 
-def test_no_way_leads_out_and_only_a_door_leads_in(star: object) -> None:
+def test_no_way_leads_out_and_only_a_door_leads_in(star: Star) -> None:
     port = serve(star, "a", CONTENT)
     with socket.create_server(("127.0.0.1", 0)) as outside:
         for address in (outside.getsockname(), ("192.0.2.1", 9)):
             with pytest.raises(OSError, match="refused|unreachable"):
                 get(star, "b", address)
-    with Door(lambda: star.connect("a", port)) as door:  # type: ignore[attr-defined]
+    with Door(lambda: star.connect("a", port)) as door:
         host, _, door_port = door.address.rpartition(":")
         received = bytearray()
         with socket.create_connection((host, int(door_port)), PATIENCE_S) as connection:

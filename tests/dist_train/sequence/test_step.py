@@ -73,7 +73,7 @@ def alone(model: nn.Module, batch: Batch) -> tuple[float, list[Tensor]]:
     """Loss and gradients of one process."""
     model.zero_grad()
     loss = loss_sum(model, batch) / max(1, batch.num_targets)
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     return loss.item(), [p.grad for p in model.parameters() if p.grad is not None]
 
 
