@@ -49,10 +49,10 @@ def namespaces_in_use() -> set[str]:
 
 @pytest.fixture(scope="module")
 def unlimited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A config file, and the digests of its run without limits."""
+    """A config file, and the digests of its run without limits. A contribution is 1.2 Mbit: all values, in fp32."""
     folder = tmp_path_factory.mktemp("unlimited")
     source = running.write_corpus(folder / "texts")
-    config = running.tiny(folder / "run", source, outer={"rounds": 4})
+    config = running.tiny(folder / "run", source, outer={"method": "diloco", "rounds": 4})
     (folder / "run.toml").write_text(config.to_toml(), encoding="utf-8")
     return folder / "run.toml", [row["theta_digest"] for row in running.metrics(running.run(config))]
 
@@ -62,7 +62,7 @@ SCHEDULE = """
 round = 2
 between = ["a", "b"]
 partition = true
-lasts = "1.5s"
+lasts = "3s"
 [[simulate.change]]
 round = 3
 member = "b"
@@ -80,7 +80,7 @@ def test_limits_and_a_partition_change_no_bit(tmp_path: Path, unlimited: tuple[P
     scheduled.write_text(text + SCHEDULE, encoding="utf-8")
     directory = tmp_path / "run"
     keys = [f"run.directory={directory}", f"simulate.enforce={way}"]
-    limits = ["--link", "20mbit,5ms", "--replica", "a=8mbit/20mbit"]
+    limits = ["--link", "20mbit,5ms", "--replica", "a=1mbit/20mbit"]
     done = subprocess.run(
         [*COMMAND, str(scheduled), *keys, *limits], capture_output=True, text=True, timeout=100, check=False
     )
@@ -90,12 +90,14 @@ def test_limits_and_a_partition_change_no_bit(tmp_path: Path, unlimited: tuple[P
     assert "b's line is now 5 Mbit/s up, 5 Mbit/s down" in done.stdout
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [row["theta_digest"] for row in rows] == digests
+    # a's contribution takes a second, so that the cut, which comes within 0.1 s, finds it on its way.
+    assert rows[1]["round_s"] > 2.0, "round 2 waited for the partition to end"
 
     shown = subprocess.run(
         [sys.executable, "-m", "launcher", "report", str(directory), "--json"], capture_output=True, check=True
     )
     links = {(link["from"], link["to"]): link for link in json.loads(shown.stdout)["links"]}
-    assert links["a", "*"]["limit_bits_per_second"] == 8e6
+    assert links["a", "*"]["limit_bits_per_second"] == 1e6
     assert links["a", "b"]["enforced_by"] == way
     assert links["a", "b"]["latency_s"] == 0.005
     assert all(link["goodput_bits_per_second"] <= link["limit_bits_per_second"] * 1.05 for link in links.values())
