@@ -31,6 +31,8 @@ from comms.tensor_header import ITEM_BYTES, KindOf, TensorHeader, kind_by_direct
 
 BACKEND = "grpc"
 _COLLECTIVES = -1
+SMALL_BYTES = 4096
+"""What is cheaper to send N times than to wait for twice."""
 """The tag of what collectives send; the tags of programs begin at 0."""
 _DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ITEM_BYTES}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -208,7 +210,9 @@ class GrpcWork(Work):
 class GrpcProcessGroup(dist.ProcessGroup):
     """Some of the ranks. A send is done when its tensor may be changed, a receive when its tensor is filled.
 
-    Collectives are for small things: they go by way of the group's rank 0, in the order in which they were begun.
+    Collectives are for small things, and done in the order in which they were begun. What all ranks need of all goes
+    from everybody to everybody, in one latency; the reduction of what is larger than SMALL_BYTES by way of rank 0, in
+    two, for less bytes.
     """
 
     def __init__(self, ranks: RankGroup, members: Sequence[int], lane: str, timeout: timedelta) -> None:
@@ -309,9 +313,7 @@ class GrpcProcessGroup(dist.ProcessGroup):
 
         def work() -> None:
             for outputs, tensor in zip(output_tensors, input_tensors, strict=True):
-                self._gather("all_gather", outputs, tensor, 0)
-                for output in outputs:
-                    self._broadcast("all_gather", output, 0)
+                self._exchange("all_gather", outputs, tensor)
 
         return self._collect("all_gather", [t for outputs in output_tensors for t in outputs], work)
 
@@ -336,11 +338,27 @@ class GrpcProcessGroup(dist.ProcessGroup):
         if combine is None:
             raise CommsError(f"{operation} is none of sum, avg, product, min and max")
         everyone = [torch.empty_like(tensor, device="cpu", requires_grad=False) for _ in self._members]
-        self._gather(phase, everyone, tensor, 0)
-        if self.rank() == 0:
+        is_small = tensor.nbytes <= SMALL_BYTES
+        if is_small:
+            self._exchange(phase, everyone, tensor)
+        else:
+            self._gather(phase, everyone, tensor, 0)
+        if is_small or self.rank() == 0:
             total = reduce(combine, everyone)
             tensor.data.copy_(total / self.size() if operation == dist.ReduceOp.AVG else total)
-        self._broadcast(phase, tensor, 0)
+        if not is_small:
+            self._broadcast(phase, tensor, 0)
+
+    def _exchange(self, phase: str, outputs: Sequence[Tensor], tensor: Tensor) -> None:
+        """Fills `outputs` with the ranks' tensors, each sent to all others by the rank that has it."""
+        futures = [(self._post(tensor, peer, _COLLECTIVES, "intra_replica"), peer) for peer in self._others()]
+        for rank, output in enumerate(outputs):
+            if rank == self.rank():
+                output.data.copy_(tensor.detach())
+            else:
+                self._receive_into(phase, output, rank)
+        for future, peer in futures:
+            self.ranks.wait(future, phase, peer, phase, self._timeout_s)
 
     def _broadcast(self, phase: str, tensor: Tensor, root: int) -> None:
         if self.rank() != root:
