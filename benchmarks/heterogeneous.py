@@ -117,12 +117,13 @@ class _Broken(LocalStart):
 def config_of(arm: Arm, seed: int, rounds: int) -> Config:
     """The run of an arm, as its file would say it."""
     pipeline = {
-        "pipeline": [f"s{i}" for i in range(arm.stages)],
         "compression": arm.compression,
         "rank_k": HIDDEN // arm.k_divisor,
         "wire_dtype": arm.wire,
     }
-    replicas = [{"id": f"r{i}", **(pipeline if i < arm.compressed else {})} for i in range(REPLICAS)]
+    replicas: list[dict[str, Any]] = [{"id": f"r{i}"} for i in range(REPLICAS)]
+    for replica in replicas[: arm.compressed]:
+        replica.update(pipeline, pipeline=[f"{replica['id']}s{stage}" for stage in range(arm.stages)])
     return parse(
         {
             "run": {"seed": seed},

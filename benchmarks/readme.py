@@ -6,6 +6,7 @@ commit and the seconds it took. Run it on a quiet machine.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ BLOCK = re.compile(r"<!-- demo -->\n(?:```text\n.*?```\n)?", re.DOTALL)
 
 def main() -> None:
     """Runs the demo and writes the README."""
+    argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__).parse_args()
     commit = _said("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD").strip()
     with tempfile.TemporaryDirectory() as folder:
         started_s = time.monotonic()

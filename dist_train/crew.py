@@ -12,7 +12,7 @@ The other replicas cannot tell these apart: they see one member and its payloads
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,12 +22,12 @@ from torch import Tensor
 
 from comms.errors import CommsError
 from comms.ledger import Direction
+from dist_train.coalescing import coalesced
+from dist_train.dealing import dealt
 
 Count = Callable[[Direction, int, int], None]
 """Called with the direction, the rank at the other end, and the bytes."""
 EMBED = "embed"
-# Values that are summed over the ranks at once: enough for bandwidth, little beside a model.
-BUCKET_VALUES = 1 << 22
 
 
 class Solo:
@@ -100,12 +100,11 @@ class GroupCrew:
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Makes each tensor its sum over all ranks, the same bits on all. CommsError when another rank is gone."""
-        for bucket in _buckets(tensors):
-            flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket]).cpu()
-            self._finish(partial(self._group.allreduce, [flat]))
-            self._note_sum(flat)
-            for tensor, total in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
-                tensor.detach().copy_(total.view(tensor.shape))
+        coalesced(tensors, self._sum, torch.device("cpu"))
+
+    def _sum(self, flat: Tensor) -> None:
+        self._finish(partial(self._group.allreduce, [flat]))
+        self._note_sum(flat)
 
     def _gathered(self, tensor: Tensor) -> list[Tensor]:
         outputs = [torch.empty_like(tensor) for _ in range(self.ranks)]
@@ -192,15 +191,11 @@ def alone(fragments: Sequence[str]) -> Duties:
 
 
 def spread(crew: Crew, num_parameters: Mapping[str, int]) -> Duties:
-    """The fragments of a model that every rank holds, dealt out so that all have nearly as much to encode.
-
-    Largest first, each to the rank that has least; equal on all ranks.
-    """
-    loads, owners = [0] * crew.ranks, dict[str, int]()
-    for fragment in sorted(num_parameters, key=lambda name: (-num_parameters[name], name)):
-        owners[fragment] = loads.index(min(loads))
-        loads[owners[fragment]] += num_parameters[fragment]
-    return Duties(crew, {fragment: owners[fragment] for fragment in num_parameters}, is_replicated=True)
+    """The fragments of a model that every rank holds, dealt out so that all have nearly as much to encode."""
+    fragments = list(num_parameters)
+    hands = dealt(list(num_parameters.values()), crew.ranks)
+    owner = {fragments[index]: rank for rank, hand in enumerate(hands) for index in hand}
+    return Duties(crew, {fragment: owner[fragment] for fragment in fragments}, is_replicated=True)
 
 
 def staged(crew: Crew, stages: Sequence[Sequence[str]]) -> Duties:
@@ -210,19 +205,6 @@ def staged(crew: Crew, stages: Sequence[Sequence[str]]) -> Duties:
         for fragment in hosted:
             owners.setdefault(fragment, rank)
     return Duties(crew, owners, everybodys=frozenset({EMBED}))
-
-
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one type, together at most BUCKET_VALUES unless one alone has more."""
-    bucket, num_values = list[Tensor](), 0
-    for tensor in tensors:
-        if bucket and (tensor.dtype != bucket[0].dtype or num_values + tensor.numel() > BUCKET_VALUES):
-            yield bucket
-            bucket, num_values = [], 0
-        bucket.append(tensor)
-        num_values += tensor.numel()
-    if bucket:
-        yield bucket
 
 
 def _bytes_tensor(message: bytes) -> Tensor:

@@ -22,7 +22,8 @@ from torch.nn.utils import get_total_norm
 
 from dist_train.crew import Crew
 from dist_train.data.batches import Batch, micro_batches, part_of
-from dist_train.model import loss_sum
+from dist_train.dealing import dealt
+from dist_train.model import every_gradient, loss_sum
 
 
 class Engine(Protocol):
@@ -95,16 +96,12 @@ class SharedEngine:
     def gradient(self, batch: Batch) -> float:
         """This rank's documents, then the sum over all ranks."""
         self._model.zero_grad(set_to_none=True)
-        share = shares_of(batch.document_lengths, self._crew.ranks)[self._crew.rank]
+        share = dealt(batch.document_lengths, self._crew.ranks)[self._crew.rank]
         loss = 0.0
         if share:
             mine = part_of(batch, share)
             loss = accumulate(self._model, mine, self._micro_batch_tokens, batch.num_targets).item()
-        parameters = [p for p in self._model.parameters() if p.requires_grad]
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self._crew.add([p.grad for p in parameters if p.grad is not None])
+        self._crew.add(every_gradient(self._model))
         return loss
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
@@ -144,16 +141,6 @@ def evaluate(model: nn.Module, batches: Sequence[Batch]) -> tuple[float, int]:
     finally:
         model.train(was_training)
     return total, num_targets
-
-
-def shares_of(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """The documents of each rank, by their index: the longest first, each to the rank that has least, in order."""
-    shares, loads = [list[int]() for _ in range(ranks)], [0] * ranks
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        rank = loads.index(min(loads))
-        shares[rank].append(index)
-        loads[rank] += lengths[index]
-    return shares
 
 
 def autocast(model: nn.Module) -> torch.autocast:

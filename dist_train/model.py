@@ -190,3 +190,13 @@ def _fragment_of(parameter_name: str) -> str:
 def _fragment_position(fragment: str) -> tuple[int, int]:
     kind, _, layer = fragment.partition(".")
     return ("embed", "layer", "head").index(kind), int(layer or 0)
+
+
+def every_gradient(model: nn.Module) -> list[Tensor]:
+    """The gradient of each trained parameter; one that has got none has zeros from now on."""
+    gradients = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(parameter.grad)
+    return gradients

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from comms.leases import tail
 from dist_train.data.pieces import Pieces, balanced_parts
+from dist_train.dealing import dealt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -128,20 +129,8 @@ def balanced_micro_batches(batch: Batch, count: int) -> list[Batch]:
 
     A part left without documents gets one of a single token, which predicts nothing.
     """
-    groups: list[list[int]] = [[] for _ in range(count)]
-    held = [0] * count
-    for document, length in enumerate(batch.document_lengths):  # longest first: the short ones level the parts
-        least = held.index(min(held))
-        groups[least].append(document)
-        held[least] += length
-    documents = torch.split(batch.tokens, list(batch.document_lengths))
     filling = Batch(batch.tokens.new_zeros(1), (1,))
-    return [
-        Batch(torch.cat([documents[i] for i in group]), tuple(batch.document_lengths[i] for i in group))
-        if group
-        else filling
-        for group in groups
-    ]
+    return [part_of(batch, hand) if hand else filling for hand in dealt(batch.document_lengths, count)]
 
 
 def validation_batches(

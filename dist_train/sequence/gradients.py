@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from dist_train.coalescing import coalesced
+from dist_train.model import every_gradient
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from dist_train.sequence.groups import RankGroups
     from dist_train.sequence.traffic import RankTraffic
-
-# Large enough that the ring is busy, small enough that a copy of it does not count beside the model.
-BUCKET_BYTES = 32 << 20
 
 
 def shard(model: nn.Module, ranks: RankGroups) -> nn.Module:
@@ -58,31 +58,14 @@ def sum_gradients(model: nn.Module, ranks: RankGroups) -> None:
     """
     if is_sharded(model) or ranks.count == 1:
         return
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    for bucket in _buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+
+    def reduce(flat: Tensor) -> None:
         started_s = time.monotonic()
         ranks.sum(flat)
         seconds = 0.0 if flat.is_cuda else time.monotonic() - started_s
         ranks.traffic.record_ring("intra_replica", flat.nbytes, ranks.count, halves=2, seconds=seconds)
-        for gradient, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
-            gradient.copy_(part.view_as(gradient))
 
-
-def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one dtype, of BUCKET_BYTES together or a single one that is larger."""
-    bucket, held_bytes = list[Tensor](), 0
-    for gradient in gradients:
-        if bucket and (held_bytes + gradient.nbytes > BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
-            yield bucket
-            bucket, held_bytes = [], 0
-        bucket.append(gradient)
-        held_bytes += gradient.nbytes
-    if bucket:
-        yield bucket
+    coalesced(every_gradient(model), reduce)
 
 
 class _Metered:
