@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def run(method: str, directory: Path) -> dict[str, Any]:
-    """The report of the demo under a method; launching a complete run again does nothing."""
+    """The report of a run under a method; launching a complete run again does nothing."""
     changes = [f"outer.method={method}", f"outer.rounds={ROUNDS}", f"run.directory={directory}"]
     launcher = [sys.executable, "-m", "launcher"]
     subprocess.run([*launcher, "launch", "examples/dense.toml", *changes], cwd=ROOT, check=True, stdout=sys.stderr)
@@ -71,7 +71,7 @@ def timeline(report: dict[str, Any]) -> str:
     work_end_s = min(s + d for part in parts for phase, s, d in part["spans"] if phase == "compute")
     zoom_s = work_end_s - 0.04 * (end_s - work_end_s)
     sent = sum(d["pseudo_gradient_bytes"] for d in report["rounds_detail"] if d["round"] == number)
-    title = f"Round {number} of the demo: {len(parts)} replicas, {bytes_text(sent)} of pseudo-gradients"
+    title = f"Round {number} of examples/dense.toml: {len(parts)} replicas, {bytes_text(sent)} of pseudo-gradients"
     lines = [
         _text(16, 24, title, "title"),
         *_bars(parts, 0.0, end_s, 44),
@@ -140,7 +140,7 @@ def loss(reports: dict[str, dict[str, Any]]) -> str:
         across = (math.log10(x) - low_x) / (high_x - low_x)
         return left + (right - left) * across, bottom - (bottom - top) * (y - low_y) / (high_y - low_y)
 
-    lines = [_text(16, 24, "Validation loss against bytes sent: the same tokens, three ways", "title")]
+    lines = [_text(16, 24, "Validation loss (nats a token) against bytes sent: the same tokens, three ways", "title")]
     for exponent in range(math.ceil(low_x), math.floor(high_x) + 1):
         x, _ = place(10**exponent, low_y)
         lines.append(f'<path class="grid" d="M{x:.1f} {top} V{bottom + 6}"/>')

@@ -1,11 +1,13 @@
 """The plan's seconds beside a run's: the demo on limited links, each rate predicted from one run without limits.
 
-    calibration   `simulate` without limits: compute, encode, fetch (that is decode) and apply of a round, the medians
+    calibration   `simulate` without limits: compute, encode, fetch with decode, and apply of a round, each of the
+                  replica that took longest; the medians over the rounds
     prediction    `planning.predict` with these figures as [[device]], and the rate as everybody's line
     measurement   `simulate --link RATE,LATENCY`: seconds from opening to commit, and of each phase, the medians
 
 The first round is left out: it warms up. Three replicas share this machine, so compute is calibrated as it is shared.
-A rate that the kernel could not enforce is an error of `simulate`, not a figure here.
+A rate that the kernel could not enforce is an error of `simulate`, not a figure here. Runs are kept in --folder and not
+made again, so that one rate after another can be measured, each for a few minutes, against the same calibration.
 
 And the placement's own speed: 64 machines, 80 layers.
 """
@@ -29,7 +31,7 @@ from dist_train.planning.devices import Device, Link, Network
 from dist_train.planning.grouping import place
 from dist_train.planning.predict import Assumptions, predict
 from dist_train.planning.stages import Workload
-from dist_train.report.metrics import read_rounds
+from dist_train.report.metrics import RoundRow, read_rounds
 from dist_train.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -40,14 +42,24 @@ SIMULATED_DEVICE = "demo-machine"
 
 
 def simulated(run_file: Path, directory: Path, rounds: int, link: str) -> dict[str, float]:
-    """Median seconds of a round by phase, and `round`, of one simulated run."""
+    """Median seconds of a round by phase, and `round`, of one simulated run: made now, unless it is there already."""
+    if len(read_rounds(RunDirectory(directory).metrics)) < rounds:
+        _simulate(run_file, directory, rounds, link)
+    rows = read_rounds(RunDirectory(directory).metrics)[WARMING_ROUNDS:]
+    phases = sorted({phase for row in rows for by_phase in row.phase_s.values() for phase in by_phase})
+    found = {phase: statistics.median(_slowest_s(row, phase) for row in rows) for phase in phases}
+    return found | {"round": statistics.median(row.duration_s or 0.0 for row in rows)}
+
+
+def _slowest_s(row: RoundRow, phase: str) -> float:
+    """Seconds of a phase of a round, of the replica that took longest: the others wait for it."""
+    return max((by_phase.get(phase, 0.0) for by_phase in row.phase_s.values()), default=0.0)
+
+
+def _simulate(run_file: Path, directory: Path, rounds: int, link: str) -> None:
     overrides = [f"run.directory={directory}", f"outer.rounds={rounds}", f"outer.validate_every={rounds}"]
     command = [sys.executable, "-m", "launcher", "simulate", str(run_file), *overrides, "--link", link, "--json"]
     subprocess.run(command, check=True, stdout=sys.stderr)
-    rows = read_rounds(RunDirectory(directory).metrics)[WARMING_ROUNDS:]
-    phases = sorted({phase for row in rows for by_phase in row.phase_s.values() for phase in by_phase})
-    found = {phase: statistics.median(row.mean_phase_s(frozenset({phase})) or 0.0 for row in rows) for phase in phases}
-    return found | {"round": statistics.median(row.duration_s or 0.0 for row in rows)}
 
 
 def calibrated(config: Config, seconds: dict[str, float]) -> Config:
@@ -59,7 +71,7 @@ def calibrated(config: Config, seconds: dict[str, float]) -> Config:
         "name": SIMULATED_DEVICE,
         "tflops": flops * config.steps_per_round / seconds["compute"] / 1e12,
         "encode_parameters_per_s": parameters / max(seconds["encode"], 1e-9),
-        "decode_parameters_per_s": replicas * parameters / max(seconds["fetch"], 1e-9),
+        "decode_parameters_per_s": replicas * parameters / max(seconds["fetch"] + seconds["decode"], 1e-9),
         "apply_parameters_per_s": parameters / max(seconds["apply"], 1e-9),
     }
     return parse(
@@ -84,7 +96,10 @@ def compared(config: Config, run_file: Path, folder: Path, rounds: int, links: l
                 "measured_round_s": measured["round"],
                 "predicted_over_measured": predicted_s / measured["round"],
                 "predicted_fetch_s": plan.groups[0].phases.fetch_s + plan.groups[0].phases.decode_s,
-                "measured_fetch_s": measured["fetch"],
+                "measured_fetch_s": measured["fetch"] + measured["decode"],
+                "measured_compute_s": measured["compute"],
+                "unlimited_compute_s": free["compute"],
+                "unlimited_fetch_s": free["fetch"] + free["decode"],
                 "unlimited_round_s": free["round"],
             }
         )

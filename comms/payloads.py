@@ -32,6 +32,8 @@ MOST_GETS = 16
 """Payloads that one caller gets at once; each is in memory for as long as it takes."""
 FETCHES_AT_ONCE = 2
 """Payloads of one owner that a replica gets: while one is asked for and checked, the other keeps the link busy."""
+CALL_BYTES = 350
+"""About what a call takes beside its stream: a request, headers and trailers, in a packet each."""
 _KINDS: dict[str, Kind] = {"pseudo_gradient": "pseudo_gradient", "state_transfer": "state_transfer"}
 
 

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 
 import grpc
 
@@ -21,7 +21,7 @@ from comms.inbox import Inbox
 from comms.ledger import MESSAGE_HEADER_BYTES, Kind, Ledger
 from comms.outbox import Outbox, Outgoing
 from comms.place import BUFFER_KEY, OUTAGE_KEY, Bounds, Place
-from comms.tensor_header import header_from_pb, header_to_pb
+from comms.tensor_header import TensorHeader, header_from_pb, header_to_pb
 from comms.wire import WireError, text
 from protos import tensors_pb2 as pb
 from protos import tensors_pb2_grpc as pb_grpc
@@ -40,7 +40,18 @@ _Call = grpc.aio.StreamStreamCall[pb.TensorPart, pb.TensorReceipt]
 _Context = grpc.aio.ServicerContext[pb.TensorPart, pb.TensorReceipt]
 Fail = Callable[[int, RankLost], None]
 """Lets everything that waits for a rank fail."""
+_USUAL_NUMBER = 1_000
+"""Of a tensor; between 128 and 16,383 it takes two bytes."""
+RECEIPT_BYTES = MESSAGE_HEADER_BYTES + pb.TensorReceipt(taken=[_USUAL_NUMBER]).ByteSize()
+"""What the receiver says of a tensor that it has taken, as control."""
 _log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=256)
+def tensor_bytes(header: TensorHeader) -> int:
+    """What a tensor comes to in a ledger: its header, its chunks, and what goes before each message."""
+    outgoing = Outgoing(_USUAL_NUMBER, header, memoryview(bytes(header.num_bytes)))
+    return sum(part.ByteSize() + MESSAGE_HEADER_BYTES for part in _parts(outgoing))
 
 
 class TensorSender:

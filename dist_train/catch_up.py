@@ -81,6 +81,7 @@ def _take(replica: Replica, source: SnapshotSource, beside: Path) -> None:
     if replica.outer.digest(theta, shared) != source.offer.theta_digest:
         raise CheckpointError("its parameters are not those that the replicas agreed on")
     _become(replica, source.offer.round, theta, shared)
+    replica.snapshots_taken += 1
 
 
 def _fetched(replica: Replica, source: SnapshotSource, beside: Path) -> dict[str, dict[str, Tensor]]:

@@ -46,6 +46,9 @@ class CheckpointInfo:
     theta_digest: str
 
 
+_DIGEST = "0" * 64
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """The tensors of one replica after one round, by name. They are read, not kept."""
@@ -200,6 +203,21 @@ def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, dict[str, Ten
             part, _, name = key.partition(":")
             parts.setdefault(part, {})[name] = file.get_tensor(key)
     return info, parts
+
+
+def shared_file_bytes(shapes: Mapping[str, Sequence[int]], copies: int) -> int:
+    """How long the file of what all replicas hold alike is: parameters of `shapes`, and `copies` of them beside."""
+    header: dict[str, object] = {
+        "__metadata__": {"dist_train": json.dumps(asdict(CheckpointInfo(100, _DIGEST, _DIGEST))), "ranks": "1"}
+    }
+    offset = 0
+    for part in ("theta", *(f"shared{copy}" for copy in range(copies))):
+        for name, shape in shapes.items():
+            end = offset + 4 * math.prod(shape)
+            header[f"{part}:{name}"] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+            offset = end
+    header_bytes = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-header_bytes // 8) * 8 + offset
 
 
 def _ranks_of(path: Path) -> int:

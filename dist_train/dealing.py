@@ -19,3 +19,9 @@ def dealt(loads: Sequence[int], hands: int) -> list[list[int]]:
         heapq.heapreplace(held, (load + loads[index], hand))
         found[hand].append(index)
     return found
+
+
+def cut(layers: int, stages: int, split: Sequence[int] | None = None) -> list[int]:
+    """How many layers each stage has: `split`, or as even as can be, the first ones one more."""
+    even, more = divmod(layers, stages)
+    return list(split) if split is not None else [even + (stage < more) for stage in range(stages)]

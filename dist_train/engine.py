@@ -24,6 +24,7 @@ from dist_train.crew import Crew
 from dist_train.data.batches import Batch, micro_batches, part_of
 from dist_train.dealing import dealt
 from dist_train.model import every_gradient, loss_sum
+from dist_train.predicted_traffic import PredictedTraffic, ring_sum_bytes
 
 
 class Engine(Protocol):
@@ -89,6 +90,7 @@ class SharedEngine:
         self._model = model
         self._crew = crew
         self._micro_batch_tokens = micro_batch_tokens
+        self._predicted = PredictedTraffic()
 
     def expect(self, lengths: Sequence[int] | None) -> None:
         """Plans nothing."""
@@ -101,7 +103,9 @@ class SharedEngine:
         if share:
             mine = part_of(batch, share)
             loss = accumulate(self._model, mine, self._micro_batch_tokens, batch.num_targets).item()
-        self._crew.add(every_gradient(self._model))
+        gradients = every_gradient(self._model)
+        self._crew.add(gradients)
+        self._predicted.add({"intra_replica": ring_sum_bytes(sum(g.nbytes for g in gradients), self._crew.ranks)})
         return loss
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
@@ -113,8 +117,8 @@ class SharedEngine:
         return get_total_norm(gradients)
 
     def figures(self) -> dict[str, float]:
-        """None."""
-        return {}
+        """What all ranks should have sent."""
+        return self._predicted.figures()
 
 
 def accumulate(model: nn.Module, batch: Batch, micro_batch_tokens: int | None, num_targets: int) -> Tensor:

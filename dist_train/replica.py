@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from comms.store import PayloadStore
 from compression.codec import Codec
 from compression.registry import prepare
 from dist_train.catch_up import catch_up
-from dist_train.checkpoint import CheckpointError, CheckpointInfo, Checkpoints, Snapshot
+from dist_train.checkpoint import CheckpointError, CheckpointInfo, Checkpoints, Snapshot, shared_file_bytes
 from dist_train.config import Config, ConfigError, ReplicaConfig
 from dist_train.data.corpus import Corpus, open_corpus
 from dist_train.data.stream import Stream
@@ -223,10 +224,22 @@ def facts_of(config: Config, corpus: Corpus, codec: Codec) -> dict[str, object]:
             }
             for name, layout in layouts.items()
         },
+        "snapshot_bytes": _snapshot_bytes(config, {name: s for named in shapes.values() for name, s in named.items()}),
         "tokens_per_epoch": corpus.tokens_per_epoch,
         "corpus_digest": corpus.fingerprint,
         "unigram_entropy_nats": _unigram_entropy_nats(corpus),
     }
+
+
+def _snapshot_bytes(config: Config, shapes: Mapping[str, Sequence[int]]) -> int | None:
+    """How long the file is that a replica begins with; None where the inner optimizer decides that."""
+    match config.outer.method:
+        case "sparseloco":
+            return shared_file_bytes(shapes, 0)
+        case "diloco":
+            return shared_file_bytes(shapes, int(config.outer.momentum > 0))
+        case _:
+            return None
 
 
 def _model_name(config: Config) -> str:

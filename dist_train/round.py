@@ -66,6 +66,14 @@ class Replica:
     round: int
     theta_digest: str
     clock: Clock = WALL_CLOCK
+    snapshots_taken: int = 0
+    """How often it began with others' parameters, since it last told its figures."""
+
+    def figures(self) -> dict[str, float]:
+        """How its training and its exchange are, since this was last asked."""
+        snapshots, self.snapshots_taken = self.snapshots_taken, 0
+        taken = {"snapshots_taken": float(snapshots)} if snapshots else {}
+        return {**self.outer.figures(), **self.inner.engine.figures(), **taken}
 
 
 class Damaged(Exception):
@@ -239,8 +247,7 @@ def apply(replica: Replica, committed: CommittedRound, mail: Mail, work: Work) -
     _log.info("round %d: applied %s, parameters %s", committed.round, ", ".join(committed.contributors), digest[:12])
     with work.timed("validate"):
         loss_sum, targets = validate(replica, committed)
-    health = {**replica.outer.figures(), **replica.inner.engine.figures()}
-    replica.transport.send(Applied(committed.round, digest, loss_sum, targets, dict(work.phase_s), health))
+    replica.transport.send(Applied(committed.round, digest, loss_sum, targets, dict(work.phase_s), replica.figures()))
 
 
 def validate(replica: Replica, committed: CommittedRound) -> tuple[float, int]:

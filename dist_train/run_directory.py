@@ -86,7 +86,7 @@ class RunDirectory:
 
     def forget_progress(self) -> None:
         """Deletes what a run has written down of its course, so that another can begin here; not its checkpoints."""
-        for path in (self.journal, self.metrics, self.facts):
+        for path in (self.journal, self.metrics, self.facts, *self.path.glob("steps-*.jsonl")):
             for file in path.parent.glob(f"{path.name}*"):  # SQLite keeps -wal and -shm files beside its own
                 file.unlink()
         shutil.rmtree(self.ledgers, ignore_errors=True)

@@ -70,7 +70,7 @@ def _stage(config: Config, replica: ReplicaConfig, crew: Crew, device: torch.dev
     agree(terms)
     stage = make_stage(config, terms, crew.rank).to(device)
     bond = make_bond(terms, stage)
-    engine = PipelineEngine(stage, bond, terms.micro_batches)
+    engine = PipelineEngine(stage, bond, terms.micro_batches, is_counted=replica.channel == "grpc")
     settle = None if bond is None else bond.project_weights
     inner = InnerOptimizer(stage.model, config.inner, config.total_steps, engine, settle)
     start: LocalStart | None = bond

@@ -167,7 +167,7 @@ def _round(question: _Question, row: RoundRow, route: Route) -> dict[str, float]
     get_bytes, put_bytes = (fragments * stream_bytes(-(-payload // fragments), call) for call in ("get", "put"))
     relayed = route == "relay"
     exchange = Exchange(
-        replicas, parameters, framed_bytes(get_bytes), framed_bytes(put_bytes) if relayed else 0, route,
+        replicas, parameters, get_bytes, framed_bytes(get_bytes), framed_bytes(put_bytes) if relayed else 0, route,
         links.up_bits_per_second, links.coordinator_up_bits_per_second,
     )  # fmt: skip
     contributors = max(1, len(row.contributors))

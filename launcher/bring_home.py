@@ -1,4 +1,4 @@
-"""What a host keeps of a run that a report and an export need here: ledgers, facts, the newest outer parameters.
+"""What a host keeps of a run that a report and an export need here: ledgers, facts, steps, the newest parameters.
 
 It comes as a tar file over ssh, and the host may be anybody's: only plain files are taken, and only those with the
 names that its own processes may write.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DEADLINE_S = 600.0
 NEWEST = "$(ls -d checkpoints/round-*/outer.safetensors 2>/dev/null | sort -V | tail -n 1)"
+STEPS = "$(ls steps-*.jsonl 2>/dev/null)"
 OUTER = re.compile(r"checkpoints/round-[0-9]{1,9}/outer\.safetensors")
 
 
@@ -32,7 +33,7 @@ def bring_home(config: Config, directory: RunDirectory, host: str, into: Sequenc
     `into` is the ssh command that enters the run directory there, still without what is done in it.
     """
     wants_outer = not any(directory.checkpoints.glob("round-*/outer.safetensors"))
-    line = f"{into[-1]} && exec tar -cf - ledger run.json {NEWEST if wants_outer else ''} 2>/dev/null"
+    line = f"{into[-1]} && exec tar -cf - ledger run.json {STEPS} {NEWEST if wants_outer else ''} 2>/dev/null"
     try:
         with subprocess.Popen([*into[:-1], line], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as ssh:
             if ssh.stdout is None:
@@ -56,6 +57,7 @@ def _names(config: Config, host: str) -> frozenset[str]:
         ranks = range(len(replica.pipeline) or replica.ranks)
         if host in replica.machines:
             names |= {f"ledger/{replica.id}.jsonl"} if is_alone else {f"ledger/{replica.id}.{r}.jsonl" for r in ranks}
+            names |= set() if is_alone else {f"steps-{replica.id}.jsonl"}
     return frozenset(names)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dist_train.config import Config, ConfigError, parse
 from dist_train.links import line_text, link_plan, members_of, path_text, rate_text
 from dist_train.rates import link_of
-from dist_train.report.simulated_links import EVERYBODY, collect_links
+from dist_train.report.links import EVERYBODY, collect_links
 from launcher import local
 from launcher.director import Director
 from launcher.failures import LaunchError

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train.config import Config, ConfigError, parse
 from dist_train.links import members_of
+from dist_train.report.links import are_seconds_simulated
 from dist_train.report.metrics import MetricsTail
 from dist_train.report.quantities import seconds_text
-from dist_train.report.simulated_links import are_seconds_simulated
 from dist_train.run_directory import RunDirectory
 from launcher.lock import hold_lock
 from launcher.members import THREADS_VARIABLE, processes_beside, threads_of

@@ -25,6 +25,8 @@ from torch.nn.utils import get_total_norm
 from dist_train.data.batches import Batch, balanced_micro_batches
 from dist_train.engine import autocast
 from dist_train.pipeline.health import Health
+from dist_train.pipeline.traffic import step_traffic
+from dist_train.predicted_traffic import PredictedTraffic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,14 +46,23 @@ class PipelineEngine:
     """
 
     def __init__(
-        self, stage: Stage, bond: Bond | None, micro_batches: int, group: dist.ProcessGroup | None = None
+        self,
+        stage: Stage,
+        bond: Bond | None,
+        micro_batches: int,
+        group: dist.ProcessGroup | None = None,
+        *,
+        is_counted: bool = True,
     ) -> None:
+        """`is_counted`: whether the ledger hears of what the stages send; gloo does not tell."""
         self.stage = stage
         self._bond = bond
         self._group = group
         self._index, self._num_stages = dist.get_rank(group), dist.get_world_size(group)
         self._micro_batches = max(micro_batches, self._num_stages)  # what 1F1B needs to be filled
         self._schedules = dict[tuple[int, bool], Schedule1F1B | ScheduleGPipe]()
+        self._predicted = PredictedTraffic()
+        self._is_counted = is_counted
 
     def follow(self, terms: Terms) -> None:
         """Goes on under other terms, with another basis, from the next start on: restart from theta afterwards."""
@@ -92,15 +103,18 @@ class PipelineEngine:
         return (total, num_targets) if self.stage.is_last else (0.0, 0)
 
     def figures(self) -> dict[str, float]:
-        """How much of the stream was lost at this stage's boundary."""
+        """How much of the stream was lost at this stage's boundary; what all stages should have sent."""
         health, self.stage.health = self.stage.health, Health()
-        return health.figures()
+        return health.figures() | self._predicted.figures()
 
     def _run(self, batch: Batch, *, training: bool) -> list[Tensor]:
         stage = self.stage
         stage.batches = balanced_micro_batches(batch, self._micro_batches)
         stage.num_targets = batch.num_targets
         stage.capacity = self._room_for(max(part.num_tokens for part in stage.batches), batch)
+        if self._is_counted:
+            message_bytes = stage.wire.num_bytes(stage.capacity)
+            self._predicted.add(step_traffic(self._num_stages, self._micro_batches, message_bytes, training=training))
         schedule = self._schedule(stage.capacity, training=training)
         numbers = torch.arange(self._micro_batches)
         losses = list[Tensor]()

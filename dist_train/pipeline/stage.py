@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.config import ConfigError
+from dist_train.dealing import cut
 from dist_train.model import draw_weights, fragments, loss_of_logits, model_without_memory, packing
 from dist_train.pipeline.health import Health
 from dist_train.pipeline.subspace import EMBEDDING
@@ -37,9 +38,7 @@ if TYPE_CHECKING:
 
 def spans(layers: int, stages: int, split: Sequence[int] | None = None) -> tuple[range, ...]:
     """The layers of each stage: `split` of them, or as even as can be. ConfigError for a stage with no layers."""
-    if split is None:
-        even, more = divmod(layers, stages)
-        split = [even + (stage < more) for stage in range(stages)]
+    split = cut(layers, stages, split)
     if len(split) != stages or sum(split) != layers:
         raise ConfigError(
             f"split = {list(split)} does not cut {layers} layers in {stages} stages; "

@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from comms.payloads import stream_bytes
+from comms.payloads import CALL_BYTES, stream_bytes
+from comms.virtual_network import framed_bytes
 from compression.registry import codec_for
 from dist_train import baselines
 from dist_train.config import Config
@@ -38,7 +39,6 @@ from dist_train.rates import latency_s, line_of
 from dist_train.report.traffic import PSEUDO_GRADIENT, predicted_exchange_bytes
 
 PUBLISHED_BITS_PER_VALUE = 12 + 2
-TOKEN_ID_BYTES = 4
 DAY_S = 86_400
 ACTIVATION_BYTES = {"cpu": 4, "cuda": 2}
 RELAY = "relay"
@@ -225,6 +225,7 @@ def _exchange(config: Config, architecture: Architecture, crew: Crew, payload: P
         replicas=count,
         parameters=architecture.parameters,
         get_bytes=sum(stream_bytes(size, "get") for size in payload.sizes_bytes),
+        line_bytes=sum(framed_bytes(stream_bytes(size, "get")) + CALL_BYTES for size in payload.sizes_bytes),
         put_bytes=sum(stream_bytes(size, "put") for size in payload.sizes_bytes) if relayed else 0,
         route=config.exchange.route,
         slowest_up_bits_per_second=min(_speaker(group).up_bits_per_second for group in crew.groups),
@@ -326,20 +327,18 @@ def _link(one: str, other: str, bits_per_second: float, latency: float, num_byte
 def _boundaries(config: Config, work: Workload, group: Group) -> tuple[LinkPart, ...]:
     """The boundaries of a pipeline, both directions together."""
     network = network_of(list(group.machines))
-    forth, back = boundary_bytes(config, work, group)
+    num_bytes = 2 * boundary_bytes(config, work, group)
     parts = []
     for one, other in zip(group.machines, group.machines[1:], strict=False):
         link = network.link(one.name, other.name)
-        parts.append(_link(one.name, other.name, link.bits_per_second, link.latency_s, forth + back))
+        parts.append(_link(one.name, other.name, link.bits_per_second, link.latency_s, num_bytes))
     return tuple(parts)
 
 
-def boundary_bytes(config: Config, work: Workload, group: Group) -> tuple[int, int]:
-    """What crosses one boundary in one round: activations with token ids, and gradients of activations."""
+def boundary_bytes(config: Config, work: Workload, group: Group) -> int:
+    """What crosses one boundary in one round in each direction: activations, or their gradients. Token ids never do."""
     tokens = config.steps_per_round * config.inner.batch_tokens
-    width = group.pipeline.rank_k or work.hidden_size
-    values = int(tokens * width * group.wire_value_bytes)
-    return values + (TOKEN_ID_BYTES * tokens if group.pipeline.rank_k else 0), values
+    return int(tokens * (group.pipeline.rank_k or work.hidden_size) * group.wire_value_bytes)
 
 
 def _in_round(config: Config, group: ReplicaPart, own_s: float | None, round_s: float | None) -> ReplicaPart:
@@ -384,12 +383,13 @@ def _traffic(
     config: Config, groups: tuple[Group, ...], work: Workload, exchange: Exchange, payload: Payload
 ) -> tuple[TrafficPart, ...]:
     exchanged = predicted_exchange_bytes([exchange.replicas], payload.sizes_bytes, config.exchange.route, stream_bytes)
-    forth = back = 0
+    embed_bytes = stream_bytes(payload.sizes_bytes[0], "get")
+    crossing = 0
     for group in groups:
         boundaries = group.count * (len(group.machines) - 1)
-        one_way, other_way = boundary_bytes(config, work, group)
-        forth, back = forth + boundaries * one_way, back + boundaries * other_way
-    kinds = ((PSEUDO_GRADIENT, exchanged), ("activation", forth), ("activation_gradient", back))
+        crossing += boundaries * boundary_bytes(config, work, group)
+        exchanged += boundaries * (exchange.replicas - 1) * embed_bytes  # which every stage needs
+    kinds = ((PSEUDO_GRADIENT, exchanged), ("activation", crossing), ("activation_gradient", crossing))
     return tuple(TrafficPart(kind=kind, sent_bytes=num_bytes) for kind, num_bytes in kinds)
 
 

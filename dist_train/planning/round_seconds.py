@@ -1,7 +1,7 @@
 """How long a round takes a replica, phase by phase: the same phases that the metrics and the report have.
 
-Symbols: H inner steps of step_s seconds, R replicas, P parameters, p bytes of all payloads of one replica as streams,
-E and D parameters a second that the codec encodes, and decodes and adds up.
+Symbols: H inner steps of step_s seconds, R replicas, P parameters, p bytes of all payloads of one replica on a line
+(frames, packets, requests), E and D parameters a second that the codec encodes, and decodes and adds up.
 
     compute   H step_s                                                                                     (1)
     encode    P / E                                                                                        (2)
@@ -51,6 +51,8 @@ class Exchange:
     parameters: int
     get_bytes: int
     """All payloads of one replica, as streams to whoever gets them."""
+    line_bytes: int
+    """The same as a line carries them."""
     put_bytes: int
     """The same to the relay; 0 under the direct route."""
     route: Literal["direct", "relay"]
@@ -103,7 +105,7 @@ def _fetch_s(speed: Speed, exchange: Exchange) -> float:
     others = exchange.replicas - 1
     if not others:
         return 0.0
-    bits = 8 * others * exchange.get_bytes
+    bits = 8 * others * exchange.line_bytes
     if exchange.route == "direct":
         seconds = bits / min(speed.down_bits_per_second, exchange.slowest_up_bits_per_second)
     else:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dist_train import baselines
 from dist_train.config import Config, load_kept
@@ -23,9 +22,10 @@ from dist_train.report.contents import (
 )
 from dist_train.report.facts import RunFacts, read_facts
 from dist_train.report.ledgers import read_sums
-from dist_train.report.links import link_parts
+from dist_train.report.links import Carriage, are_seconds_simulated, link_parts
 from dist_train.report.metrics import COMPUTE_PHASE, EXCHANGE_PHASES, RoundRow, read_rounds
-from dist_train.report.simulated_links import are_seconds_simulated, collect_links
+from dist_train.report.predicted import Predictor
+from dist_train.report.sequences import sequence_parts
 from dist_train.report.timeline import timeline
 from dist_train.report.traffic import (
     PSEUDO_GRADIENT,
@@ -34,18 +34,17 @@ from dist_train.report.traffic import (
     bytes_by,
     matrix,
     member_parts,
-    predicted_exchange_bytes,
     traffic_parts,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     import pyarrow as pa
 
+    from dist_train.config import ReplicaConfig
     from dist_train.run_directory import RunDirectory
 
-    Predictor = Callable[[Iterable[tuple[int, int]]], int | None]
 
 Rows = tuple[RoundRow, ...]
 
@@ -55,9 +54,10 @@ def collect(directory: RunDirectory, *, is_running: bool = False) -> Report:
     config = load_kept(directory.path)
     rows = read_rounds(directory.metrics)
     facts = read_facts(directory.facts)
-    sums = read_sums(directory.ledgers)
-    predicted = _predictor(config, facts)
-    details = _rounds(rows, sums, predicted)
+    carriage = Carriage(directory.ledgers)
+    sums = read_sums(directory.ledgers, carriage.take)
+    predictor = Predictor(config, facts)
+    details = _rounds(rows, sums, predictor)
     sent_bytes = bytes_by(sums, SENT, "kind")[PSEUDO_GRADIENT,]
     compared = _baselines(config, rows, facts)
     contributions = sum(_contributors(rows))
@@ -71,9 +71,9 @@ def collect(directory: RunDirectory, *, is_running: bool = False) -> Report:
         model=ModelPart(name=facts.model.name, parameters=facts.model.parameters),
         replicas=_replicas(config, rows, sums),
         rounds_detail=details,
-        traffic=traffic_parts(sums, predicted((row.round, len(row.contributors)) for row in rows)),
+        traffic=traffic_parts(sums, predictor.of_all(rows)),
         pseudo_gradient=_pseudo_gradient(rows, facts),
-        links=collect_links(directory) or link_parts(sums, {}),
+        links=link_parts(directory, carriage.links),
         baselines=compared,
         loss=_loss(rows, facts),
         tokens=sum(row.total_tokens for row in rows),
@@ -92,6 +92,7 @@ def collect(directory: RunDirectory, *, is_running: bool = False) -> Report:
             for row in rows
             for replica, figures in sorted(row.health.items())
         ),
+        sequences=sequence_parts(directory),
         faults=_faults(rows),
     )
 
@@ -110,14 +111,11 @@ def _replicas(config: Config, rows: Rows, sums: pa.Table | None) -> tuple[Replic
         for replica, by_phase in row.phase_s.items():
             phase_s[replica].update(by_phase)
     sent, received = bytes_by(sums, SENT, "member"), bytes_by(sums, RECEIVED, "member")
-    ranks = {replica.id: replica.ranks for replica in config.replica}
+    known = {replica.id: replica for replica in config.replica}
     return tuple(
         ReplicaPart(
             id=replica,
-            kind="dense",
-            ranks=ranks.get(replica, 1),
-            stages=1,
-            rank_k=None,
+            **_form(config, known.get(replica)),
             tokens=tokens[replica],
             rounds_committed=committed[replica],
             sent_bytes=sent[replica,],
@@ -125,11 +123,22 @@ def _replicas(config: Config, rows: Rows, sums: pa.Table | None) -> tuple[Replic
             phase_s=dict(phase_s[replica]),
             utilisation=_utilisation([phase_s[replica]]),
         )
-        for replica in (*ranks, *sorted(committed.keys() - ranks.keys()))
+        for replica in (*known, *sorted(committed.keys() - known.keys()))
     )
 
 
-def _rounds(rows: Rows, sums: pa.Table | None, predicted: Predictor) -> tuple[RoundPart, ...]:
+def _form(config: Config, replica: ReplicaConfig | None) -> dict[str, Any]:
+    """What a replica consists of; one that joined without being in the config, of one rank."""
+    if replica is None or not replica.pipeline:
+        return {"kind": "dense", "ranks": 1 if replica is None else replica.ranks, "stages": 1, "rank_k": None}
+    rank_k = None
+    if replica.compression != "none":
+        rank_k = replica.rank_k or (max(1, config.model.hidden_size // 8) if config.model.path is None else None)
+    stages = len(replica.pipeline)
+    return {"kind": "pipeline", "ranks": stages, "stages": stages, "rank_k": rank_k}
+
+
+def _rounds(rows: Rows, sums: pa.Table | None, predictor: Predictor) -> tuple[RoundPart, ...]:
     sent, of_kind = bytes_by(sums, SENT, "round"), bytes_by(sums, SENT, "round", "kind")
     details, started_s = [], 0.0
     for row in rows:
@@ -149,7 +158,7 @@ def _rounds(rows: Rows, sums: pa.Table | None, predicted: Predictor) -> tuple[Ro
                 round_s=row.duration_s,
                 sent_bytes=sent[row.round,],
                 pseudo_gradient_bytes=of_kind[row.round, PSEUDO_GRADIENT],
-                predicted_bytes=predicted([(row.round, len(row.contributors))]),
+                predicted_bytes=predictor.pseudo_gradient(row),
             )
         )
         started_s += row.duration_s or 0.0
@@ -182,20 +191,6 @@ def _faults(rows: Rows) -> tuple[FaultPart, ...]:
 
 def _contributors(rows: Rows) -> list[int]:
     return [len(row.contributors) for row in rows]
-
-
-def _predictor(config: Config, facts: RunFacts) -> Predictor:
-    """What the pseudo-gradients of rounds (their number, their contributors) should have cost; None where unknown."""
-    if facts.predicted_payloads_bytes(1) is None:
-        return lambda _: None
-    from comms.payloads import stream_bytes  # noqa: PLC0415 - brings in gRPC, which few reports wait for
-
-    @lru_cache
-    def one_bytes(round_number: int, contributors: int) -> int:
-        sizes = facts.predicted_payloads_bytes(round_number) or ()
-        return predicted_exchange_bytes([contributors], sizes, config.exchange.route, stream_bytes)
-
-    return lambda rounds: sum(one_bytes(*one) for one in rounds)
 
 
 def _pseudo_gradient(rows: Rows, facts: RunFacts) -> PseudoGradientPart:

@@ -160,6 +160,40 @@ class LinkPart(_Part):
     """Seconds that these bytes take at the limit."""
 
 
+class StepsPart(_Part):
+    """A block of inner steps of one replica: the means, and the number of its last step."""
+
+    step: int
+    planning_s: float | None
+    waiting_s: float | None
+    predicted_s: float | None
+    measured_s: float | None
+
+
+class SequencePart(_Part):
+    """How one replica of several ranks planned its inner steps; seconds are means over them."""
+
+    replica: str
+    planners: dict[str, int]
+    """Steps by who planned them."""
+    steps: int
+    late: int
+    """Steps whose plan was not there in time, and that ran by a quick one."""
+    gap: float | None
+    """How much longer plans take than the bound below which no plan is, by the cost model."""
+    planning_s: float | None
+    """Beside the training, one step ahead."""
+    waiting_s: float | None
+    """What the step waited for its plan."""
+    predicted_s: float | None
+    measured_s: float | None
+    reduce_s: float | None
+    """The end of a measured step: waiting for slower ranks, and summing the gradients."""
+    groups: dict[int, int]
+    """Groups by how many ranks they had."""
+    curve: tuple[StepsPart, ...] = ()
+
+
 class BaselinesPart(_Part):
     """What others would have sent for the same tokens and replicas; formulas in `dist_train.baselines`."""
 
@@ -216,6 +250,8 @@ class Report(_Part):
     timeline: tuple[TimelinePart, ...] = ()
     curve: tuple[PointPart, ...] = ()
     health: tuple[HealthPart, ...] = ()
+    sequences: tuple[SequencePart, ...] = ()
+    """Of the replicas whose ranks share sequences."""
     faults: tuple[FaultPart, ...] = ()
 
     def to_json(self) -> str:

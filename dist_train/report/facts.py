@@ -38,6 +38,8 @@ class RunFacts(BaseModel):
 
     model: ModelFacts = ModelFacts()
     fragments: dict[str, FragmentFacts] = {}
+    snapshot_bytes: int | None = None
+    """The file that a replica begins with when it has to catch up."""
     unigram_entropy_nats: float | None = None
     """Loss of the best model that only knows how often each token occurs."""
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from typing import BinaryIO
 
@@ -35,7 +35,7 @@ ROWS = pa.schema(
 )
 """A row of `comms.ledger.Transfer`, as a table has it."""
 KEYS = ("round", "member", "peer", "direction", "kind")
-_SUMS = (("bytes", "sum"), ("seconds", "sum"), ("begin_s", "min"), ("end_s", "max"), ("transfers", "sum"))
+_SUMS = (("bytes", "sum"), ("seconds", "sum"), ("transfers", "sum"))
 _MOST_PARTIAL_ROWS = 500_000
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -57,13 +57,14 @@ def read_batches(folder: Path) -> Iterator[pa.Table]:
                 yield table.filter(is_whole)
 
 
-def read_sums(folder: Path) -> pa.Table | None:
-    """`KEYS`, bytes, seconds (of all transfers, also of those side by side), begin_s and end_s (seconds since 1970),
-    transfers: a row for each combination that occurs. None when nothing was ever counted in `folder`."""
+def read_sums(folder: Path, beside: Callable[[pa.Table], None] = lambda _: None) -> pa.Table | None:
+    """`KEYS`, bytes, seconds (of all transfers, also of those side by side), transfers: a row for each combination
+    that occurs. None when nothing was ever counted in `folder`. `beside` sees the rows, too, block by block."""
     if not any(folder.glob("*.jsonl")):
         return None
     partial: list[pa.Table] = [_sums(_opened(ROWS.empty_table()))]
     for table in read_batches(folder):
+        beside(table)
         partial.append(_sums(_opened(table)))
         if sum(part.num_rows for part in partial) > _MOST_PARTIAL_ROWS:
             partial = [_sums(pa.concat_tables(partial))]
@@ -110,17 +111,14 @@ def _checked(value: object, kind: str) -> object:
 
 
 def _opened(table: pa.Table) -> pa.Table:
-    """Rows as sums of one: missing values filled in, the interval of each transfer worked out."""
+    """Rows as sums of one, missing values filled in."""
     filled = {name: pc.fill_null(table[name], "") for name in ("member", "peer", "direction", "kind")}
-    seconds = pc.fill_null(table["seconds"], 0.0)
     return pa.table(
         {
             "round": pc.fill_null(table["round"], 0),
             **filled,
             "bytes": table["bytes"],
-            "seconds": seconds,
-            "begin_s": pc.subtract(table["at_s"], seconds),
-            "end_s": table["at_s"],
+            "seconds": pc.fill_null(table["seconds"], 0.0),
             "transfers": pa.repeat(pa.scalar(1, pa.int64()), table.num_rows),
         }
     )

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dist_train.predicted_traffic import PREFIX, is_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 COMPUTE_PHASE = "compute"
+SNAPSHOTS = "snapshots_taken"
+"""The figure that says how often a replica began with others' parameters."""
 EXCHANGE_PHASES = frozenset({"encode", "publish", "wait", "fetch", "decode", "apply"})
 
 
@@ -46,7 +52,27 @@ class RoundRow(BaseModel):
     """When the coordinator heard of a replica's payloads, its acknowledgement, its applying; seconds since 1970."""
     acknowledged_at_s: dict[str, float] = {}
     applied_at_s: dict[str, float] = {}
-    health: dict[str, dict[str, float]] = {}
+    told: dict[str, dict[str, float]] = Field(default={}, alias="health")
+    """All figures that the replicas told with the round."""
+
+    @property
+    def health(self) -> dict[str, dict[str, float]]:
+        """Those of them that are of health."""
+        kept = {name: {k: v for k, v in figures.items() if not is_prediction(k)} for name, figures in self.told.items()}
+        return {name: figures for name, figures in kept.items() if figures}
+
+    @property
+    def predicted_bytes(self) -> Counter[str]:
+        """By kind, what the ranks of all replicas should have sent each other, as their engines worked it out."""
+        found = Counter[str]()
+        for figures in self.told.values():
+            found.update({k.removeprefix(PREFIX): int(v) for k, v in figures.items() if is_prediction(k)})
+        return found
+
+    @cached_property
+    def listeners(self) -> tuple[str, ...]:
+        """Who took part in the round or applied it."""
+        return tuple(sorted({*self.contributors, *self.applied_at_s, *self.phase_s}))
 
     @property
     def duration_s(self) -> float | None:

@@ -13,8 +13,26 @@ from typing import TYPE_CHECKING
 
 from dist_train.baselines import FORMULAS
 from dist_train.report.compare import comparison
-from dist_train.report.plots import BASELINE_NAMES, COLOURS, PHASE_COLOURS, Figure, figures, loss_figures
-from dist_train.report.quantities import UNKNOWN, bytes_text, count_text, loss_text, rate_text, ratio_text, seconds_text
+from dist_train.report.plots import (
+    BASELINE_NAMES,
+    COLOURS,
+    PHASE_COLOURS,
+    Figure,
+    figures,
+    is_of_sequences,
+    loss_figures,
+)
+from dist_train.report.quantities import (
+    UNKNOWN,
+    bytes_text,
+    count_text,
+    groups_text,
+    loss_text,
+    rate_text,
+    ratio_text,
+    seconds_text,
+    short_seconds_text,
+)
 from dist_train.report.timeline import PHASES
 
 if TYPE_CHECKING:
@@ -42,6 +60,7 @@ def render_page(report: Report, others: Sequence[Report] = ()) -> str:
         _section("Against other methods", _baselines(report) + _plots(_named(drawn, "baselines"))),
         _section("Timeline", _timeline(report) + _plots(_named(drawn, "seconds-"))),
         _section("Replicas", _replicas(report)),
+        _section("Sequence plans", _sequences(report) + _plots(_named(drawn, "sequence-"))),
         _section("Links", _links(report) + _plots(_named(drawn, "links"))),
         _section("Health of the compression", _health(report) + _plots(_named(drawn, "health-"))),
         _section("Faults", _faults(report)),
@@ -80,7 +99,10 @@ def _named(drawn: Iterable[Figure], *prefixes: str) -> list[Figure]:
 
 
 def _plots(drawn: Sequence[Figure]) -> str:
-    shown = (f'<figure><h3>{f.title}</h3><div class="plot" id="plot-{f.id}"></div></figure>' for f in drawn)
+    notes = {f.id: f'<p class="dim note">{f.note}</p>' if f.note else "" for f in drawn}
+    shown = (
+        f'<figure><h3>{f.title}</h3>{notes[f.id]}<div class="plot" id="plot-{f.id}"></div></figure>' for f in drawn
+    )
     return f'<div class="plots">{"".join(shown)}</div>' if drawn else ""
 
 
@@ -98,15 +120,18 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], text_columns:
 def _headline(report: Report) -> str:
     part = report.pseudo_gradient
     cards = [
-        ("sent by all members", bytes_text(report.sent_bytes)),
-        ("for each replica and round", bytes_text(report.sent_bytes_per_replica_round)),
-        ("less than DDP, fp32", ratio_text(report.ratios.get("ddp_fp32"))),
-        ("less than DDP, bf16", ratio_text(report.ratios.get("ddp_bf16"))),
-        ("less than DiLoCo, fp32", ratio_text(report.ratios.get("diloco_fp32"))),
-        ("less than DiLoCo, bf16", ratio_text(report.ratios.get("diloco_bf16"))),
-        ("less than the reference's wire", ratio_text(report.ratios.get("sparseloco_reference_wire"))),
+        ("sent by all members, in all", bytes_text(report.sent_bytes)),
+        ("pseudo-gradients for each replica and round", bytes_text(report.sent_bytes_per_replica_round)),
+        ("less exchanged than with DDP, fp32", ratio_text(report.ratios.get("ddp_fp32"))),
+        ("less exchanged than with DDP, bf16", ratio_text(report.ratios.get("ddp_bf16"))),
+        ("less exchanged than with DiLoCo, fp32", ratio_text(report.ratios.get("diloco_fp32"))),
+        ("less exchanged than with DiLoCo, bf16", ratio_text(report.ratios.get("diloco_bf16"))),
+        ("less than SparseLoCo's reference wire", ratio_text(report.ratios.get("sparseloco_reference_wire"))),
         ("of the time computing", UNKNOWN if report.utilisation is None else f"{report.utilisation:.1%}"),
-        ("bits a parameter", UNKNOWN if part.bits_per_parameter is None else f"{part.bits_per_parameter:.3f}"),
+        (
+            "bits a parameter and exchange",
+            UNKNOWN if part.bits_per_parameter is None else f"{part.bits_per_parameter:.3f}",
+        ),
         ("validation loss", loss_text(report.loss.validation_last)),
         ("rounds", f"{report.rounds} of {report.rounds_planned}"),
         ("tokens", count_text(report.tokens)),
@@ -140,7 +165,14 @@ def _traffic(report: Report) -> str:
     if not rows:
         return ""
     rows.append(("all", bytes_text(report.sent_bytes), bytes_text(report.received_bytes), "", ""))
-    return _table(("kind", "sent", "received", "predicted", "sent / predicted"), rows)
+    words = (
+        "<p class='dim'>Pseudo-gradients are what the replicas exchange after each round. Activations and their"
+        " gradients go from stage to stage of a pipeline, sequences all to all among ranks that share documents; intra"
+        " replica is what else the ranks of a replica send each other, state transfer what a latecomer begins with,"
+        " control all messages without tensors. Predicted is what closed forms say, which never look at what was"
+        " counted; ratio is sent over predicted.</p>"
+    )
+    return words + _table(("kind", "sent", "received", "predicted", "ratio"), rows)
 
 
 def _baselines(report: Report) -> str:
@@ -155,7 +187,8 @@ def _baselines(report: Report) -> str:
     words = (
         "<p class='dim'>For the same tokens and the same replicas. R replicas contribute to a round, P parameters, H"
         " inner steps in a round, K values that SparseLoCo keeps; an all-reduce is a ring, the least that one can send."
-        " Framing and control traffic are left out of the baselines and, in the ratio, of this run.</p>"
+        " Held against each other is what replicas exchange: control, and what the stages or ranks of one replica send"
+        " each other under any method, are left out of the baselines and of this run.</p>"
     )
     return words + _table(("method", "would have sent", "this run's less by", "formula"), rows, (3,))
 
@@ -218,22 +251,59 @@ def _replicas(report: Report) -> str:
     return _table(headings, rows)
 
 
+def _sequences(report: Report) -> str:
+    if not report.sequences:
+        return ""
+    rows = [
+        (
+            part.replica,
+            str(part.steps),
+            *map(short_seconds_text, (part.predicted_s, part.measured_s, part.reduce_s)),
+            UNKNOWN if part.gap is None else f"{part.gap:.1%}",
+            *map(short_seconds_text, (part.planning_s, part.waiting_s)),
+            str(part.late),
+            groups_text(part.groups),
+            ", ".join(f"{name} ({count})" for name, count in part.planners.items()),
+        )
+        for part in report.sequences
+    ]
+    words = (
+        "<p class='dim'>How the ranks of a replica share the documents of each inner step; seconds are means of a step."
+        " A plan puts each document on a group of one or more ranks. Gap: how much slower the plan is than a bound that"
+        " no plan can beat, by the cost model that was fitted to this machine. Planning runs beside the step before it;"
+        " waiting is what was left of it. Late: steps that could not wait for their plan and ran by a quick one.</p>"
+    )
+    headings = (
+        "replica", "steps", "predicted", "measured", "summing", "gap", "planning", "waiting", "late",
+        "groups of ranks", "planned by",
+    )  # fmt: skip
+    return words + _table(headings, rows)
+
+
 def _links(report: Report) -> str:
+    """Where nothing was limited, there is nothing to hold the rates against."""
+    headings = ("link", "received", "goodput", "busy", "limit", "at the limit", "latency", "enforced by")
+    is_limited = any(link.limit_bits_per_second or link.latency_s for link in report.links)
+    shown = len(headings) if is_limited else 4
     rows = [
         (
             f"{link.from_} → {link.to}",
             bytes_text(link.received_bytes),
             rate_text(link.goodput_bits_per_second),
-            rate_text(link.limit_bits_per_second),
-            seconds_text(link.latency_s),
-            link.enforced_by,
             seconds_text(link.busy_s),
+            rate_text(link.limit_bits_per_second),
             seconds_text(link.predicted_s),
-        )
+            short_seconds_text(link.latency_s),
+            link.enforced_by,
+        )[:shown]
         for link in report.links[:MOST_ROWS]
     ]
-    headings = ("link", "received", "goodput", "limit", "latency", "enforced by", "busy", "predicted")
-    return _table(headings, rows) if rows else ""
+    words = (
+        "<p class='dim'>Payloads and snapshots alone. Busy: seconds in which any of them was under way; goodput: bytes"
+        " over these; at the limit: seconds that they take at the link's limit. A star stands for everybody: a member's"
+        " whole line.</p>"
+    )
+    return words + _table(headings[:shown], rows) if rows else ""
 
 
 def _health(report: Report) -> str:
@@ -249,6 +319,7 @@ def _health(report: Report) -> str:
         for health in report.health
         if health.round == last
         for name, figure in sorted(health.figures.items())
+        if not is_of_sequences(report, name)
     ]
     return _table(("figure", "value"), rows[:MOST_ROWS])
 

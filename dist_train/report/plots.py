@@ -16,7 +16,7 @@ from dist_train.report.timeline import PHASES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dist_train.report.contents import Report
+    from dist_train.report.contents import Report, SequencePart
 
 Trace = dict[str, Any]
 
@@ -38,6 +38,16 @@ BASELINE_NAMES = {
     "diloco_bf16": "DiLoCo, bf16",
     "sparseloco_reference_wire": "SparseLoCo, reference wire",
 }
+HEALTH_NOTES = {
+    "error_feedback_norm": "Size of what was wanted and is not sent yet. It levels off in a healthy run.",
+    "quantizer_error": "How far the sent values are from those they stand for, relative to these.",
+    "off_subspace_share": "What a pipeline cuts off of the weights that all agreed on, because it binds its own to a"
+    " subspace: their part outside it, relative to the whole.",
+    "anchor_drift": "What a round added to the embedding outside that subspace, relative to the embedding.",
+    "reconstruction_error": "What is lost of the numbers that go from stage to stage, relative to what layers added.",
+    "basis_version": "How often the subspace was fitted to what goes from stage to stage.",
+    "snapshots_taken": "How often the replica began with others' parameters, to catch up.",
+}
 MOST_BARS = 60
 """Rounds that are drawn as bars; more are areas."""
 
@@ -51,11 +61,15 @@ class Figure:
     data: list[Trace]
     x: str = ""
     y: str = ""
+    note: str = ""
+    """What it shows, for who does not know its name."""
     layout: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For the page."""
-        axes = {"xaxis": {"title": {"text": self.x}}, "yaxis": {"title": {"text": self.y}}}
+        axes: dict[str, Any] = {"xaxis": {"title": {"text": self.x}}, "yaxis": {"title": {"text": self.y}}}
+        if self.x == "round" and self.data:
+            axes["xaxis"]["dtick"] = max(1, -(-len(self.data[0]["x"]) // 10))  # there is no round 1.5
         merged = axes | self.layout
         merged = {key: axes[key] | value if key in axes else value for key, value in merged.items()}
         return {"id": self.id, "data": self.data, "layout": merged}
@@ -74,6 +88,9 @@ def figures(report: Report) -> list[Figure]:
         found.append(_links(report))
     if report.ratios:
         found.append(_baselines(report))
+    found += [_steps(number, part) for number, part in enumerate(report.sequences)]
+    if any(part.groups for part in report.sequences):
+        found.append(_groups(report))
     return found + _health(report)
 
 
@@ -128,7 +145,9 @@ def _members(report: Report) -> Figure:
     data = [
         {
             "type": "bar",
-            "name": f"{escape(kind.replace('_', ' '))}, {direction}",
+            "name": escape(kind.replace("_", " ")) + ("" if direction == "sent" else ", received"),
+            "legendgroup": str(number),
+            "showlegend": direction == "sent",
             "x": [escape(member) for member in members],
             "y": [of.get((member, kind), (0, 0))[n] for member in members],
             "offsetgroup": direction,
@@ -139,7 +158,8 @@ def _members(report: Report) -> Figure:
     ]
     # Two stacks a member stand side by side: offsetgroup parts them, and relative stacks within.
     layout = {"barmode": "stack", "xaxis": {"type": "category"}, "yaxis": {"exponentformat": "SI"}}
-    return Figure("traffic-members", "Sent and received by each member", data, y="bytes", layout=layout)
+    note = "Left what it sent, right and paler what it received."
+    return Figure("traffic-members", "Sent and received by each member", data, y="bytes", note=note, layout=layout)
 
 
 def _matrix(report: Report) -> Figure:
@@ -158,7 +178,8 @@ def _matrix(report: Report) -> Figure:
     }
     category: dict[str, Any] = {"type": "category"}
     layout = {"xaxis": category, "yaxis": category | {"autorange": "reversed"}}
-    return Figure("matrix", "Who sent whom how much", [heat], x="to", y="from", layout=layout)
+    note = "From a replica to itself: between its own ranks or stages."
+    return Figure("matrix", "Who sent whom how much", [heat], x="to", y="from", note=note, layout=layout)
 
 
 def _bytes_by_round(report: Report) -> Figure:
@@ -199,8 +220,54 @@ def _seconds_by_round(report: Report) -> Figure:
         bar: Trace = {"type": "bar", "marker": {"color": colour}}
         data.append((bar if len(rounds) <= MOST_BARS else area) | {"name": escape(phase), "x": rounds, "y": y})
     return Figure(
-        "seconds-rounds", "Where the seconds of each round went", data, "round", "s, mean", {"barmode": "stack"}
+        "seconds-rounds", "Where the seconds of each round went", data, "round", "s, mean", layout={"barmode": "stack"}
     )
+
+
+def _steps(number: int, part: SequencePart) -> Figure:
+    """Predicted beside measured seconds of the steps of one replica, and what planning took."""
+    lines = (
+        ("measured", COLOURS[0], "solid", [point.measured_s for point in part.curve]),
+        ("predicted", COLOURS[1], "dash", [point.predicted_s for point in part.curve]),
+        ("planning, beside the step before", COLOURS[2], "dot", [point.planning_s for point in part.curve]),
+        ("waiting for the plan", COLOURS[3], "dot", [point.waiting_s for point in part.curve]),
+    )
+    data: list[Trace] = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers" if len(part.curve) <= MOST_BARS else "lines",
+            "name": name,
+            "x": [point.step for point in part.curve],
+            "y": y,
+            "line": {"color": colour, "dash": dash, "width": 2},
+            "marker": {"size": 5},
+        }
+        for name, colour, dash, y in lines
+    ]
+    layout = {"yaxis": {"rangemode": "tozero"}}
+    title = f"Seconds of each step of {escape(part.replica)}"
+    return Figure(f"sequence-steps-{number}", title, data, x="inner step", y="s", layout=layout)
+
+
+def _groups(report: Report) -> Figure:
+    degrees = sorted({degree for part in report.sequences for degree in part.groups})
+    data: list[Trace] = [
+        {
+            "type": "bar",
+            "name": f"{degree} rank{'s' if degree > 1 else ''}",
+            "x": [escape(part.replica) for part in report.sequences],
+            "y": [part.groups.get(degree, 0) / max(1, sum(part.groups.values())) for part in report.sequences],
+            "marker": {"color": COLOURS[number % len(COLOURS)]},
+        }
+        for number, degree in enumerate(degrees)
+    ]
+    layout = {"barmode": "stack", "xaxis": {"type": "category"}, "yaxis": {"tickformat": ".0%"}, "bargap": 0.6}
+    return Figure("sequence-groups", "How many ranks shared a document", data, y="share of groups", layout=layout)
+
+
+def is_of_sequences(report: Report, figure: str) -> bool:
+    """Whether a figure of health is shown with the sequence plans already."""
+    return bool(report.sequences) and figure.startswith("sequence_")
 
 
 def _links(report: Report) -> Figure:
@@ -233,7 +300,8 @@ def _baselines(report: Report) -> Figure:
 
 
 def _health(report: Report) -> list[Figure]:
-    names = sorted({name for part in report.health for name in part.figures})
+    told = {name for part in report.health for name in part.figures}
+    names = sorted(name for name in told if not is_of_sequences(report, name))
     replicas = sorted({part.replica for part in report.health})
     found = []
     for n, name in enumerate(names):
@@ -250,5 +318,6 @@ def _health(report: Report) -> list[Figure]:
                     "line": {"color": COLOURS[number % len(COLOURS)], "width": 2},
                 }
             )
-        found.append(Figure(f"health-{n}", escape(name.replace("_", " ")).capitalize(), data, x="round"))
+        title, layout = escape(name.replace("_", " ")).capitalize(), {"showlegend": True}
+        found.append(Figure(f"health-{n}", title, data, x="round", note=HEALTH_NOTES.get(name, ""), layout=layout))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 DECIMAL_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 UNKNOWN = "-"
@@ -35,6 +36,21 @@ def seconds_text(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def short_seconds_text(seconds: float | None) -> str:
+    """41 ms, 0.2 ms; from ten seconds on as any other."""
+    if seconds is None or not math.isfinite(seconds) or seconds >= 9.95:
+        return seconds_text(seconds)
+    if seconds >= 0.9995:
+        return f"{seconds:.2f}s"
+    return f"{1e3 * seconds:.0f} ms" if seconds >= 9.95e-3 else f"{1e3 * seconds:.1f} ms"
+
+
+def groups_text(groups: Mapping[int, int]) -> str:
+    """61% of 1, 39% of 2: the shares of groups by their number of ranks."""
+    total = sum(groups.values())
+    return ", ".join(f"{count / total:.0%} of {degree}" for degree, count in groups.items()) or UNKNOWN
 
 
 def loss_text(loss: float | None) -> str:

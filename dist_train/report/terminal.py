@@ -13,10 +13,12 @@ from dist_train.report.quantities import (
     UNKNOWN,
     bytes_text,
     count_text,
+    groups_text,
     loss_text,
     rate_text,
     ratio_text,
     seconds_text,
+    short_seconds_text,
 )
 from dist_train.report.traffic import PSEUDO_GRADIENT
 
@@ -46,6 +48,8 @@ def render_terminal(report: Report) -> RenderableType:
         parts += [blank, baselines]
     if any(replica.phase_s for replica in report.replicas):
         parts += [blank, _replicas(report)]
+    if report.sequences:
+        parts += [blank, _sequences(report)]
     if any(link.limit_bits_per_second for link in report.links):
         parts += [blank, _links(report)]
     if report.faults:
@@ -171,6 +175,22 @@ def _replicas(report: Report) -> Table:
         table.add_row(replica.id, *traffic, *seconds, share)
     if (left := len(report.replicas) - MOST_REPLICAS) > 0:
         table.add_row(f"… and {left} more")
+    return table
+
+
+def _sequences(report: Report) -> Table:
+    title = "Sequence plans, means of a step"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    table.add_column("replica", overflow="fold")
+    for heading in ("steps", "predicted", "measured", "gap", "planning", "waiting", "late"):
+        table.add_column(heading, justify="right")
+    table.add_column("groups of ranks", overflow="fold")
+    for part in report.sequences:
+        gap = UNKNOWN if part.gap is None else f"{part.gap:.1%}"
+        seconds = (part.predicted_s, part.measured_s, part.planning_s, part.waiting_s)
+        predicted, measured, planning, waiting = map(short_seconds_text, seconds)
+        cells = (str(part.steps), predicted, measured, gap, planning, waiting, str(part.late))
+        table.add_row(part.replica, *cells, groups_text(part.groups))
     return table
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dist_train.report.contents import MemberTrafficPart, PairPart, TrafficPart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import pyarrow as pa
 
@@ -39,8 +39,8 @@ def bytes_by(sums: pa.Table | None, direction: str, *keys: str) -> Counter[Any]:
     )
 
 
-def traffic_parts(sums: pa.Table | None, predicted_bytes: int | None) -> tuple[TrafficPart, ...]:
-    """A row for each kind; `predicted_bytes` is of the pseudo-gradients. No rows when nothing was counted."""
+def traffic_parts(sums: pa.Table | None, predicted_bytes: Mapping[str, int | None]) -> tuple[TrafficPart, ...]:
+    """A row for each kind, with what was predicted of it. No rows when nothing was counted."""
     if sums is None:
         return ()
     sent, received = bytes_by(sums, SENT, "kind"), bytes_by(sums, RECEIVED, "kind")
@@ -50,7 +50,7 @@ def traffic_parts(sums: pa.Table | None, predicted_bytes: int | None) -> tuple[T
             kind=kind,
             sent_bytes=sent[kind,],
             received_bytes=received[kind,],
-            predicted_bytes=predicted_bytes if kind == PSEUDO_GRADIENT else None,
+            predicted_bytes=predicted_bytes.get(kind),
         )
         for kind in (*KINDS, *others)
     )
@@ -66,13 +66,21 @@ def member_parts(sums: pa.Table | None) -> tuple[MemberTrafficPart, ...]:
 
 
 def matrix(sums: pa.Table | None) -> tuple[PairPart, ...]:
-    """A row for each pair between which something went."""
-    sent = bytes_by(sums, SENT, "member", "peer")
-    received = Counter({(peer, member): n for (member, peer), n in bytes_by(sums, RECEIVED, "member", "peer").items()})
+    """A row for each pair between which something went; what the ranks of a replica sent each other, from it to it."""
+    sent, received = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for (member, peer), num_bytes in bytes_by(sums, SENT, "member", "peer").items():
+        sent[member, _replica_of(peer, member)] += num_bytes
+    for (member, peer), num_bytes in bytes_by(sums, RECEIVED, "member", "peer").items():
+        received[_replica_of(peer, member), member] += num_bytes
     return tuple(
         PairPart(from_=pair[0], to=pair[1], sent_bytes=sent[pair], received_bytes=received[pair])
         for pair in sorted(sent.keys() | received.keys())
     )
+
+
+def _replica_of(peer: str, member: str) -> str:
+    """The member itself, where `peer` is another of its ranks: c.1, c/1."""
+    return member if peer.startswith((f"{member}.", f"{member}/")) else peer
 
 
 def predicted_exchange_bytes(

@@ -11,6 +11,7 @@ error on every rank.
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import threading
@@ -54,11 +55,13 @@ class PlannedStep:
             "waiting_s": self.waited_s,
             "predicted_s": self.plan.predicted_s,
             "lower_bound_s": self.plan.lower_bound_s,
+            "gap": self.plan.predicted_s / (self.plan.lower_bound_s or math.nan) - 1,
             "measured_s": result.measured_s,
             "reduce_s": result.reduce_s,
             "micro_batches": len(self.plan.micro_batches),
             "groups": len(degrees),
             "largest_degree": max(degrees, default=0),
+            "degrees": " ".join(map(str, degrees)),
         }
 
 

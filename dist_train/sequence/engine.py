@@ -26,18 +26,21 @@ from dist_train.config import Config, ReplicaConfig
 from dist_train.data.batches import Batch
 from dist_train.engine import evaluate
 from dist_train.model import architecture_of
+from dist_train.predicted_traffic import PredictedTraffic
 from dist_train.sequence.ahead import PlanAhead
 from dist_train.sequence.calibration import Calibration, Sample, all_to_all_bytes, fit, load
-from dist_train.sequence.gradients import is_sharded, shard
+from dist_train.sequence.gradients import evaluation_bytes, is_sharded, shard, step_bytes
 from dist_train.sequence.groups import RankGroups, join_ranks
 from dist_train.sequence.measure import calibration_cases, measure, measure_reduction
+from dist_train.sequence.plan import SequencePlan
 from dist_train.sequence.planner import plan_step
 from dist_train.sequence.ranks import Ranks
 from dist_train.sequence.step import accumulate
+from dist_train.sequence.ulysses import step_all_to_all_bytes
 from dist_train.shards import whole
 
 _log = logging.getLogger(__name__)
-FP32_BYTES = 4
+FP32_BYTES, BF16_BYTES = 4, 2
 FALLBACK = "best-homogeneous"
 """Who plans a step whose plan is late: quick, and nearly as good."""
 AVERAGED = ("planning_s", "waiting_s", "predicted_s", "measured_s", "lower_bound_s", "late")
@@ -58,6 +61,7 @@ class SequenceEngine:
     """Where rank 0 writes a line for every step."""
     _next: tuple[int, ...] | None = None
     _steps: list[dict[str, float | int | str]] = field(default_factory=list)
+    _predicted: PredictedTraffic = field(default_factory=PredictedTraffic)
 
     def expect(self, lengths: Sequence[int] | None) -> None:
         """Says what the step after the coming one will consist of, so that it can be planned in time."""
@@ -72,6 +76,7 @@ class SequenceEngine:
         facts = planned.metrics(result)
         self._steps.append({**facts, "predicted_s": planned.plan.predicted_s + self.reduction_s})
         self.ranks.traffic.tally(self.ledger, self._peer)
+        self._predict(planned.plan, batch)
         return result.loss if self.ranks.rank == 0 else 0.0
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
@@ -79,6 +84,7 @@ class SequenceEngine:
         if not is_sharded(self.model):
             return evaluate(self.model, batches[self.ranks.rank :: self.ranks.count])
         total, num_targets = evaluate(self.model, batches)
+        self._predicted.add({"intra_replica": len(batches) * evaluation_bytes(self.model, self.ranks.count)})
         return (total, num_targets) if self.ranks.rank == 0 else (0.0, 0)
 
     def total_norm(self, gradients: Sequence[Tensor]) -> Tensor:
@@ -86,14 +92,23 @@ class SequenceEngine:
         return whole(get_total_norm(gradients))
 
     def figures(self) -> dict[str, float]:
-        """Means over the steps since this was last asked, by rank 0."""
+        """Means over the steps since this was last asked, and what all ranks should have sent, by rank 0."""
         steps, self._steps = self._steps, []
+        predicted = self._predicted.figures()
         if self.ranks.rank != 0 or not steps:
-            return {}
+            return predicted
         with self.log.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(step) + "\n" for step in steps)
         means = {name: fmean(float(step[name]) for step in steps) for name in AVERAGED if _known(steps, name)}
-        return {f"sequence_{name}": mean for name, mean in means.items()}
+        return {f"sequence_{name}": mean for name, mean in means.items()} | predicted
+
+    def _predict(self, plan: SequencePlan, batch: Batch) -> None:
+        """Counts what a step by `plan` should have sent."""
+        value_bytes = BF16_BYTES if self.ranks.device.type == "cuda" else FP32_BYTES
+        architecture = self.model.config
+        all_to_all = step_all_to_all_bytes(plan, batch.document_lengths, architecture, value_bytes=value_bytes)
+        gradients = step_bytes(self.model, self.ranks.count, len(plan.micro_batches))
+        self._predicted.add({"sequence_all_to_all": all_to_all, "intra_replica": gradients})
 
     def _peer(self, rank: int) -> str:
         return f"{self.replica}.{rank if rank >= 0 else 'ranks'}"

@@ -9,6 +9,7 @@ gradient of the step is their sum, never their mean:
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,35 @@ def sum_gradients(model: nn.Module, ranks: RankGroups) -> None:
         ranks.traffic.record_ring("intra_replica", flat.nbytes, ranks.count, halves=2, seconds=seconds)
 
     coalesced(every_gradient(model), reduce)
+
+
+def step_bytes(model: nn.Module, ranks: int, micro_batches: int) -> int:
+    """What all ranks together send in a step of `micro_batches`, beside their all-to-alls; P the bytes of parameters,
+    in shards those of their padding, too.
+
+    whole      2 (N - 1) P                    the sum of the gradients, in a ring
+    sharded    m (N - 1) (2 P + P_layers)     in each micro-batch all parameters are gathered, those of the layers
+                                              again in the backward pass, and all gradients are scattered
+    """
+    whole_bytes, layers_bytes = _parameter_bytes(model, ranks)
+    if is_sharded(model):
+        return micro_batches * (ranks - 1) * (2 * whole_bytes + layers_bytes)
+    return 2 * (ranks - 1) * whole_bytes
+
+
+def evaluation_bytes(model: nn.Module, ranks: int) -> int:
+    """The same for a batch that is only evaluated; what is outside the layers stays gathered for the next step."""
+    return (ranks - 1) * _parameter_bytes(model, ranks)[1] if is_sharded(model) else 0
+
+
+def _parameter_bytes(model: nn.Module, ranks: int) -> tuple[int, int]:
+    """Of all parameters, and of those in layers; of shards as they travel, all of one size."""
+    pieces = ranks if is_sharded(model) else 1
+    sizes = {
+        name: -(-p.shape[0] // pieces) * pieces * math.prod(p.shape[1:]) * p.element_size()
+        for name, p in model.named_parameters()
+    }
+    return sum(sizes.values()), sum(size for name, size in sizes.items() if ".layers." in name)
 
 
 class _Metered:

@@ -7,14 +7,13 @@ from typing import Any
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comms.ledger import Ledger
 from dist_train.config import ConfigError
 from dist_train.report.ledger_export import export_ledger
 from dist_train.report.ledgers import KEYS, read_sums
-from dist_train.report.links import Limit, link_parts
 from dist_train.report.traffic import bytes_by, matrix, member_parts, traffic_parts
 
 
@@ -36,6 +35,7 @@ rows = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(counted=st.lists(rows, max_size=40))
 def test_every_split_adds_up_to_the_total(tmp_path_factory: pytest.TempPathFactory, counted: list[Any]) -> None:
     folder = tmp_path_factory.mktemp("ledger")
@@ -45,7 +45,7 @@ def test_every_split_adds_up_to_the_total(tmp_path_factory: pytest.TempPathFacto
         total = sum(r["bytes"] for r in counted if r["direction"] == direction)
         for keys in ((), ("round",), ("kind",), ("member",), ("member", "peer"), KEYS):
             assert bytes_by(sums, direction, *keys).total() == total
-        by_part = [traffic_parts(sums, None), member_parts(sums), matrix(sums)]
+        by_part = [traffic_parts(sums, {}), member_parts(sums), matrix(sums)]
         assert all(sum(getattr(part, f"{direction}_bytes") for part in parts) == total for parts in by_part)
 
 
@@ -59,9 +59,9 @@ def test_what_the_ledger_writes_is_read(tmp_path: Path) -> None:
     assert sums is not None
     assert sums.to_pylist() == [
         {"round": 0, "member": "a", "peer": "b", "direction": "received", "kind": "control"}
-        | {"bytes": 10, "seconds": 0.0, "begin_s": 12.5, "end_s": 12.5, "transfers": 1},
+        | {"bytes": 10, "seconds": 0.0, "transfers": 1},
         {"round": 3, "member": "a", "peer": "b", "direction": "sent", "kind": "activation"}
-        | {"bytes": 70, "seconds": 0.5, "begin_s": 12.0, "end_s": 12.5, "transfers": 1},
+        | {"bytes": 70, "seconds": 0.5, "transfers": 1},
     ]
 
 
@@ -110,23 +110,3 @@ def test_every_row_is_in_the_table_for_others(tmp_path: Path, ending: str) -> No
 def test_another_ending_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\.csv or \.parquet"):
         export_ledger(tmp_path, tmp_path / "ledger.xlsx")
-
-
-def test_goodput_is_over_the_time_in_which_something_was_under_way(tmp_path: Path) -> None:
-    write(
-        tmp_path,
-        [
-            # Side by side, 9 s to 10 s and 9.5 s to 10.5 s: 1.5 s for 3000 bytes. A round later 0.5 s for 1000.
-            row("a", "b", "received", 2000, at_s=10.0),
-            row("a", "b", "received", 1000, at_s=10.5),
-            row("a", "b", "received", 1000, at_s=50.0, seconds=0.5, round=2),
-            row("a", "b", "received", 999_999, kind="control", seconds=0.0),
-            row("b", "a", "sent", 4000, at_s=10.0, seconds=9.0),
-        ],
-    )
-    limits = {("b", "a"): Limit(8000.0, 0.25, "kernel"), ("a", "c"): Limit(1e6, None, "kernel")}
-    quiet, link = link_parts(read_sums(tmp_path), limits)
-    assert (link.from_, link.to, link.received_bytes, link.busy_s) == ("b", "a", 4000, 2.0)
-    assert link.goodput_bits_per_second == 8 * 4000 / 2.0
-    assert link.predicted_s == 8 * 4000 / 8000 + 2 * 0.25
-    assert (quiet.from_, quiet.to, quiet.goodput_bits_per_second, quiet.predicted_s) == ("a", "c", None, None)

@@ -52,7 +52,7 @@ def write_run(folder: Path, rounds: int = 5, method: str = "sparseloco") -> RunD
                 "round": number, "contributors": ["a", "b"], "theta_digest": "ab" * 32, "loss": 5.0 / number,
                 "validation_loss": 5.5 / number, "tokens": {"a": 100, "b": 120},
                 "phase_s": {name: phase_s | {HOSTILE: 0.1} for name in ("a", "b", HOSTILE)},
-                "health": {"a": {"error_feedback_norm": 1.0 * number, HOSTILE: 2.0}},
+                "health": {"a": {"error_feedback_norm": 1.0 * number, HOSTILE: 2.0, "sequence_planning_s": 0.2}},
                 "payload_bytes": {"a": 28, "b": 28}, "absent": [{"replica": "c", "reason": HOSTILE}], "round_s": 10.0,
                 "opened_at_s": opened_s, "reported_at_s": {"a": opened_s + 7, "b": opened_s + 7.5},
                 "acknowledged_at_s": {"a": opened_s + 9, "b": opened_s + 9.5},
@@ -68,6 +68,9 @@ def write_run(folder: Path, rounds: int = 5, method: str = "sparseloco") -> RunD
     directory.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     directory.ledgers.mkdir(exist_ok=True)
     directory.ledger("a").write_text("".join(json.dumps(row) + "\n" for row in ledger))
+    step = {"planner": "adaptive", "late": 0, "planning_s": 0.2, "waiting_s": 0.0001, "reduce_s": 0.05, "gap": 0.02}
+    steps = [step | {"predicted_s": 0.4, "measured_s": 0.4 + 0.01 * n, "degrees": "4 2 1 1"} for n in range(3 * rounds)]
+    (folder / "steps-a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in steps))
     asked = LinkPlan().with_path("a", "b", LinkPath(bits_per_second=5e3, latency_s=0.04))
     directory.simulation.write_bytes(Simulation(asked, "kernel", "in-process").to_json())
     return directory
@@ -110,6 +113,7 @@ def test_all_is_drawn_inside_the_window_and_nothing_is_asked_for(
     )
     expected = {"loss-tokens", "loss-sent-bytes", "loss-elapsed-s", "traffic-members", "matrix", "bytes-rounds"}
     expected |= {"baselines", "timeline", "seconds-rounds", "links", "health-0", "health-1"}
+    expected |= {"sequence-steps-0", "sequence-groups"}
     assert {name for name, *_ in plots} == {f"plot-{name}" for name in expected}
     for name, is_drawn, marks, left, right, height in plots:
         assert is_drawn, name
@@ -142,11 +146,18 @@ def test_the_plots_and_the_tables_show_what_the_json_says(
     )
     assert data["plot-loss-tokens"][0]["x"] == [point["tokens"] for point in report["curve"]]
     assert data["plot-loss-sent-bytes"][1]["y"] == [point["validation_loss"] for point in report["curve"]]
-    sent = sum(sum(trace["y"]) for trace in data["plot-traffic-members"] if trace["name"].endswith("sent"))
+    sent = sum(sum(trace["y"]) for trace in data["plot-traffic-members"] if not trace["name"].endswith(", received"))
     assert sent == report["sent_bytes"]
     assert sum(n for line in data["plot-matrix"][0]["z"] for n in line if n) == report["sent_bytes"]
     assert data["plot-links"][0]["y"] == [link["goodput_bits_per_second"] for link in report["links"]]
     assert data["plot-links"][1]["y"] == [link["limit_bits_per_second"] for link in report["links"]]
+    (planned,) = report["sequences"]
+    assert (planned["replica"], planned["steps"], planned["gap"]) == ("a", 15, pytest.approx(0.02))
+    assert planned["groups"] == {"1": 30, "2": 15, "4": 15}
+    measured, predicted = data["plot-sequence-steps-0"][:2]
+    assert measured["y"] == [point["measured_s"] for point in planned["curve"]]
+    assert predicted["y"] == [point["predicted_s"] for point in planned["curve"]]
+    assert [trace["y"] for trace in data["plot-sequence-groups"]] == [[0.5], [0.25], [0.25]]
     # The timeline shows the last rounds; `earlier` shows the first.
     shown = {part["round"] for part in report["timeline"][-9:]}
     spans = [span for part in report["timeline"] if part["round"] in shown for span in part["spans"]]
@@ -158,6 +169,8 @@ def test_the_plots_and_the_tables_show_what_the_json_says(
     page.check("#exchange")
     assert page.inner_text("#rounds-shown") == "round 3"
     text = page.inner_text("body")
+    assert "50% of 1, 25% of 2, 25% of 4" in text
+    assert "sequence planning s" not in text.lower(), "what has a section of its own is not shown as health"
     assert bytes_text(report["sent_bytes"]) in text
     assert f"{report['ratios']['ddp_fp32']:,.0f}x" in text
     assert HOSTILE in text, "what a member sent is shown as the text that it is"

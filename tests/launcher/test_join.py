@@ -20,6 +20,7 @@ from comms.certificates import OPERATOR, issue
 from comms.invitation import Invitation
 from dist_train.checkpoint import read_checkpoint
 from dist_train.config import ConfigError
+from dist_train.report import collect
 from launcher.join import Newcomer, config_of, newcomer
 from tests.processes import COORDINATOR, Processes, processes
 from tests.running import metrics, tiny, write_corpus
@@ -139,7 +140,10 @@ def test_a_machine_joins_in_the_middle_catches_up_takes_part_and_another_leaves(
     ]
     assert held[0] == held[1]
     rows_of_x = [json.loads(line) for line in (mine / "ledger/x.jsonl").read_text().splitlines()]
-    assert any(row["kind"] == "state_transfer" and row["direction"] == "received" for row in rows_of_x)
+    received = sum(row["bytes"] for row in rows_of_x if row["kind"] == "state_transfer")
+    (lent,) = (part for part in collect(members.directory).traffic if part.kind == "state_transfer")
+    assert lent.sent_bytes == received > 0
+    assert lent.sent_bytes == pytest.approx(lent.predicted_bytes, rel=0.05)
 
 
 def test_a_name_that_is_taken_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -49,9 +49,23 @@ def test_unequal_replicas_hold_equal_parameters_in_every_round(unequal_run: Call
     assert sent["activation"] > 0
     assert sent["activation_gradient"] > 0
     assert sent["intra_replica"] > 0
+    assert_as_predicted(report)
+    kinds = {replica["id"]: (replica["kind"], replica["ranks"], replica["rank_k"]) for replica in report["replicas"]}
+    assert kinds == {"a": ("dense", 1, None), "b": ("dense", 2, None), "c": ("pipeline", 2, 4)}
     rows = [json.loads(line) for line in (file.parent / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["agreed"] for row in rows)
     assert "reconstruction_error" in rows[-1]["health"]["c"]
+
+
+def assert_as_predicted(report: dict[str, Any]) -> None:
+    """Whatever was sent is within 5 % of what closed forms say.
+
+    But for the entropy-coded payloads of a model of some thousand parameters: their expected size is for larger ones.
+    """
+    for part in report["traffic"]:
+        if part["sent_bytes"]:
+            share = 0.1 if part["kind"] == "pseudo_gradient" else 0.05
+            assert part["sent_bytes"] == pytest.approx(part["predicted_bytes"], rel=share), part["kind"]
 
 
 @pytest.mark.full_matrix

@@ -17,7 +17,7 @@ from dist_train.config import InnerConfig, ModelConfig
 from dist_train.data.batches import Batch
 from dist_train.inner import InnerOptimizer
 from dist_train.model import build_model, loss_sum
-from dist_train.sequence.gradients import shard
+from dist_train.sequence.gradients import shard, step_bytes
 from dist_train.sequence.groups import RankGroups
 from dist_train.sequence.plan import Group, MicroBatch, SequencePlan
 from dist_train.sequence.step import accumulate
@@ -96,6 +96,7 @@ def compare(
             plan = random_plan(randomness, len(batch.document_lengths), case)
             loss, gradients = alone(reference, batch)
             sent_before = ranks.traffic.sent_bytes("sequence_all_to_all")
+            summed_before = ranks.traffic.sent_bytes("intra_replica")
             found = accumulate(model, batch, plan, ranks)
             assert abs(found.loss - loss) <= 1e-12 * max(1.0, loss), plan
             for (name, parameter), expected in zip(model.named_parameters(), gradients, strict=True):
@@ -105,6 +106,9 @@ def compare(
             assert sum(ranks.gather(sent)) == step_all_to_all_bytes(
                 plan, batch.document_lengths, model.config, value_bytes=8
             )
+            summed = sum(ranks.gather(ranks.traffic.sent_bytes("intra_replica") - summed_before))
+            predicted = step_bytes(model, ranks.count, len(plan.micro_batches))
+            assert abs(summed - predicted) <= 0.001 * predicted, "a rank's share is rounded to bytes"
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])

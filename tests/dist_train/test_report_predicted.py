@@ -1,0 +1,121 @@
+"""Predicted bytes, by hand and against what the parts really say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from comms import agreement as a
+from comms import wire
+from comms.ledger import MESSAGE_HEADER_BYTES
+from comms.payloads import stream_bytes
+from comms.round_messages import RoundShape, message_bytes
+from dist_train.checkpoint import CheckpointInfo, Checkpoints, Snapshot, shared_file_bytes
+from dist_train.config import parse
+from dist_train.predicted_traffic import PREFIX
+from dist_train.report.facts import FragmentFacts, RunFacts
+from dist_train.report.members import members_of
+from dist_train.report.metrics import RoundRow
+from dist_train.report.predicted import Predictor
+
+FRAGMENTS = {"embed": 40, "layer.0": 100, "layer.1": 100, "layer.2": 100, "head": 50}
+
+
+def predictor(replicas: list[dict[str, Any]], **sections: Any) -> Predictor:
+    facts = RunFacts(
+        fragments={name: FragmentFacts(parameters=n, values=n, payload_bytes=n) for name, n in FRAGMENTS.items()},
+        snapshot_bytes=1000,
+    )
+    return Predictor(parse({"replica": replicas} | sections), facts)
+
+
+def row(*contributors: str, number: int = 1, **others: Any) -> RoundRow:
+    return RoundRow.model_validate({"round": number, "contributors": contributors} | others)
+
+
+def test_every_stage_gets_the_embedding_and_one_of_them_the_rest() -> None:
+    pipeline = {"id": "c", "pipeline": ["s0", "s1", "s2"]}
+    sizes = {name: stream_bytes(n) for name, n in FRAGMENTS.items()}
+    # a and b get two of each; c's stages two of each that they own, and all three of them two embeddings.
+    expected = 6 * sum(sizes.values()) + 2 * 2 * sizes["embed"]
+    assert predictor([{"id": "a"}, {"id": "b"}, pipeline]).pseudo_gradient(row("a", "b", "c")) == expected
+    # On machines of their own, the other two stages get c's own embedding from the first.
+    apart = pipeline | {"hosts": ["h0", "h1", "h2"]}
+    predicted = predictor([{"id": "a"}, {"id": "b"}, apart]).pseudo_gradient(row("a", "b", "c"))
+    assert predicted == expected + 2 * sizes["embed"]
+
+
+def test_who_only_listens_gets_all() -> None:
+    watched = row("a", "b", applied_at_s={"a": 1.0, "b": 1.0, "late": 1.0})
+    assert predictor([{"id": "a"}, {"id": "b"}]).pseudo_gradient(watched) == 4 * sum(
+        map(stream_bytes, FRAGMENTS.values())
+    )
+
+
+def test_ranks_own_what_the_duties_say() -> None:
+    replicas = [{"id": "a", "ranks": 2}, {"id": "b", "pipeline": ["x", "y"], "split": [2, 1]}]
+    config = parse({"model": {"layers": 3}, "replica": replicas})
+    members = members_of(config, FRAGMENTS)
+    assert members["a"].owned == (("layer.0", "layer.2"), ("embed", "layer.1", "head"))
+    assert members["b"].owned == (("embed", "layer.0", "layer.1"), ("layer.2", "head"))
+
+
+def test_what_engines_told_is_added_up_and_kept_from_health() -> None:
+    told = {"a": {f"{PREFIX}sequence_all_to_all": 100.0, "error_feedback_norm": 1.0}}
+    rows = [row("a", "b", number=n, health=told) for n in (1, 2)]
+    replicas: list[dict[str, Any]] = [{"id": "a", "ranks": 2}, {"id": "b"}]
+    assert predictor(replicas).of_all(rows)["sequence_all_to_all"] == 200
+    assert rows[0].health == {"a": {"error_feedback_norm": 1.0}}
+
+
+def test_what_nobody_told_is_unknown_where_somebody_may_have_sent_it() -> None:
+    rows = [row("a", "b")]
+    pipeline: dict[str, Any] = {"id": "b", "pipeline": ["x", "y"]}
+    assert predictor([{"id": "a"}, {"id": "b"}]).of_all(rows)["activation"] == 0
+    assert predictor([{"id": "a"}, pipeline]).of_all(rows)["activation"] is None
+
+
+def test_each_snapshot_that_was_taken_counts() -> None:
+    rows = [row("a", "b", health={"b": {"snapshots_taken": 1.0}}), row("a", "b", number=2)]
+    whole = stream_bytes(1000) + stream_bytes(40)
+    assert predictor([{"id": "a"}, {"id": "b"}]).of_all(rows)["state_transfer"] == whole
+
+
+def test_silence_is_filled_with_heartbeats() -> None:
+    marks: dict[str, Any] = {"opened_at_s": 0.0, "reported_at_s": {"a": 10.5}, "applied_at_s": {"a": 12.6}}
+    exchanges = ({"heartbeat_s": s, "liveness_deadline_s": 100.0, "min_replicas": 1} for s in (40.0, 2.0))
+    quick, slow = (
+        predictor([{"id": "a"}], exchange=exchange).of_all([row("a", **marks)])["control"] for exchange in exchanges
+    )
+    assert quick is not None
+    assert slow is not None
+    assert slow - quick == (5 + 1) * (MESSAGE_HEADER_BYTES + 2)
+
+
+@pytest.mark.parametrize("contributors", [("a",), ("a", "bb", "c")])
+def test_messages_are_as_long_as_real_ones(contributors: tuple[str, ...]) -> None:
+    sizes = (("embed", 700), ("layer.0", 70_000))
+    shape = RoundShape(3, contributors, contributors, sizes, 30_000, ("compute",))
+    entries = tuple(a.Entry(r, f, "ab" * 32, n, 31_000) for r in contributors for f, n in sizes)
+    holders = tuple(a.Holder(r, "127.0.0.1:40001") for r in contributors)
+    proposal = wire.coordinator_message_to_pb(a.Proposal(3, 1, entries, holders)).ByteSize()
+    assert message_bytes(shape).proposal == proposal
+    payloads = tuple(a.Payload(f, "ab" * 32, n) for f, n in sizes)
+    report = wire.member_message_to_pb(a.Report(3, payloads, 31_000, 2.5, {"compute": 1.5})).ByteSize()
+    assert message_bytes(shape).report == report
+
+
+@pytest.mark.parametrize("copies", [0, 1])
+def test_a_snapshot_is_as_long_as_predicted(tmp_path: Path, copies: int) -> None:
+    shapes = {"model.embed_tokens.weight": (256, 16), "model.layers.0.mlp.down_proj.weight": (16, 48)}
+    theta = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    info = CheckpointInfo(120, "ab" * 32, "cd" * 32)
+    checkpoints = Checkpoints(tmp_path, "a", 2)
+    shared = {name: tensor.clone() for name, tensor in theta.items()} if copies else {}
+    checkpoints.write(Snapshot(info, theta, shared, {}, {}))
+    written = checkpoints.shared_file(info)
+    assert written is not None
+    assert shared_file_bytes(shapes, copies) == pytest.approx(written.stat().st_size, abs=16)
