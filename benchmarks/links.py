@@ -1,4 +1,4 @@
-"""Simulated links against what they should be: `python -m benchmarks.links [--json] [--quick]`.
+"""Simulated links against what they should be: `python -m benchmarks.links [--json] [--quick] [--part X] [--way X]`.
 
 For each rate, number of members and way of enforcement, members as processes of their own get an endless payload from
 each other at once, over the channels and servers of real runs. Every line is limited in both directions. Reported are
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ from protos import payload_pb2 as pb
 from protos import payload_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     import grpc
 
@@ -50,6 +51,7 @@ RATES_MBIT = (5, 20, 50, 200)
 MEMBERS = (2, 3, 4)
 WAYS = ("kernel", "token-bucket")
 LATENCIES_MS = (10, 40, 100)
+PARTS = ("goodput", "latency", "rounds")
 WINDOW_S, WARM_UP_S = 10.0, 2.0
 QUICK_WINDOW_S = 3.0
 PINGS = 40
@@ -62,7 +64,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="shorter windows, two rates, 2 and 4 members")
-    parser.add_argument("--way", choices=WAYS, action="append")
+    parser.add_argument("--way", choices=WAYS, action="append", help="may be repeated; both")
+    parser.add_argument("--part", choices=PARTS, action="append", help="may be repeated; all")
     parser.add_argument("--member", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.member:
@@ -71,14 +74,16 @@ def main() -> None:
         return
     window_s = QUICK_WINDOW_S if options.quick else WINDOW_S
     rates, members = ((20, 200), (2, 4)) if options.quick else (RATES_MBIT, MEMBERS)
-    results: dict[str, list[dict[str, Any]]] = {"goodput": [], "latency": [], "rounds": []}
+    results: dict[str, list[dict[str, Any]]] = {part: [] for part in options.part or PARTS}
     for way in options.way or WAYS:
-        for rate in rates:
-            for number in members:
-                _add(results, "goodput", goodput(way, rate, number, window_s), as_json=options.json)
-        for latency in LATENCIES_MS:
-            _add(results, "latency", latency_of(way, latency), as_json=options.json)
-        _add(results, "rounds", real_round(way), as_json=options.json)
+        work: dict[str, list[Callable[[], dict[str, Any]]]] = {
+            "goodput": [partial(goodput, way, rate, number, window_s) for rate in rates for number in members],
+            "latency": [partial(latency_of, way, latency) for latency in LATENCIES_MS],
+            "rounds": [partial(real_round, way)],
+        }
+        for part in results:
+            for measure in work[part]:
+                _add(results, part, measure(), as_json=options.json)
     if options.json:
         print(json.dumps(results, indent=1))
 

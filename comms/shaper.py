@@ -27,6 +27,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from comms.bucket import SEGMENT_BYTES, Bucket
+from comms.fine_timers import fine_loop
 from comms.link_plan import LinkPlan, Path, read_simulation
 
 GREETING = b"dist-train simulated link of "
@@ -59,7 +60,7 @@ class Shaper:
         self._doors = dict[tuple[str, str], str]()
         self._lock = threading.Lock()
         self._tasks = set[asyncio.Task[None]]()
-        self._loop = asyncio.new_event_loop()
+        self._loop = fine_loop()
         threading.Thread(target=self._loop.run_forever, name="links", daemon=True).start()
         self._start(self._follow_file())
 
