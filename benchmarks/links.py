@@ -6,8 +6,9 @@ the payload bytes that went over a line in the window, against its limit: of the
 count against a limit, so a payload can reach 96.5 % of it at most: of 1500 bytes 52 are headers, and HTTP/2 and
 acknowledgements take their part.
 
-Latency is the time from a small request to its small answer on idle links, less what it is without latency, against
-twice the one-way latency that was asked for; the least of 40 of both, because a busy machine only adds.
+Latency is the time from a small request to its small answer on idle links, less what it is where nothing is simulated
+(in the kernel's way: in the namespaces, without latency), against twice the one-way latency that was asked for; the
+least of 40 of both, because a busy machine only adds.
 
 `rounds` are of a real run at 20 Mbit/s: dense.toml, its model twice as wide, under DiLoCo with fp32 values, so that
 payloads are large; each member's line while payloads move.
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,15 +104,11 @@ def goodput(way: str, rate_mbit: int, members: int, window_s: float) -> dict[str
 
 def latency_of(way: str, latency_ms: int) -> dict[str, Any]:
     """Seconds from request to answer, with latency and without."""
+    there = _config(way, 2, {"latency": f"{latency_ms}ms", "line": "50mbit"})
+    nothing = _config("kernel", 2, {"line": "50mbit"}) if way == "kernel" else None
     with_it, without = (
-        min(
-            seconds
-            for by_peer in _measure(
-                _config(way, 2, {"latency": f"{one_way_ms}ms", "line": "50mbit"}), 0, "ping"
-            ).values()
-            for seconds in by_peer.values()
-        )
-        for one_way_ms in (latency_ms, 0)
+        min(seconds for by_peer in _measure(config, 0, "ping").values() for seconds in by_peer.values())
+        for config in (there, nothing)
     )
     return {
         "enforced_by": way, "latency_ms": latency_ms, "answer_ms": 1e3 * with_it, "without_ms": 1e3 * without,
@@ -143,12 +140,16 @@ def _config(way: str, members: int, simulate: dict[str, str]) -> Config:
     return parse({"replica": replicas, "simulate": {"enforce": way, **simulate}})
 
 
-def _measure(config: Config, window_s: float, mode: str) -> dict[str, dict[str, float]]:
-    """What every member says that it got from each other one: bytes in the window, or seconds to an answer."""
-    names = [replica.id for replica in config.replica]
+def _measure(config: Config | None, window_s: float, mode: str) -> dict[str, dict[str, float]]:
+    """What every member says that it got from each other one: bytes in the window, or seconds to an answer.
+
+    Without a config: two members, and nothing simulated.
+    """
+    names = ["a", "b"] if config is None else [replica.id for replica in config.replica]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        simulated = stack.enter_context(open_network(config, Path(folder) / "simulation.json"))
-        processes = {name: _start(simulated, Path(folder), name, window_s, mode) for name in names}
+        file = Path(folder) / "simulation.json"
+        simulated = None if config is None else stack.enter_context(open_network(config, file))
+        processes = {name: _start(simulated, file, name, window_s, mode) for name in names}
         for process in processes.values():
             stack.callback(process.kill)
         addresses = {name: _pipe(process.stdout).readline().strip() for name, process in processes.items()}
@@ -162,10 +163,12 @@ def _measure(config: Config, window_s: float, mode: str) -> dict[str, dict[str, 
         return results
 
 
-def _start(simulated: SimulatedNetwork, folder: Path, name: str, window_s: float, mode: str) -> subprocess.Popen[str]:
+def _start(
+    simulated: SimulatedNetwork | None, file: Path, name: str, window_s: float, mode: str
+) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "benchmarks.links", "--member", name, str(window_s), mode]
-    environment = os.environ | {network.SIMULATION_VARIABLE: str(folder / "simulation.json")}
-    with simulated.entered(name):
+    environment = os.environ | ({} if simulated is None else {network.SIMULATION_VARIABLE: str(file)})
+    with nullcontext() if simulated is None else simulated.entered(name):
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
