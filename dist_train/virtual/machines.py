@@ -5,7 +5,8 @@ that are multiplied with (so of the operations), h_s a message's seconds over bo
 
     one rank     C                                                                                        (1)
     n ranks      C / n            measured; a speed that was told is that of the replica                  (2)
-    a pipeline   the step of `dist_train.planning.stages` (4), with c_s = p_s C / m and the links of now  (3)
+    a pipeline   the step of `dist_train.planning.stages` (4), with c_s = p_s C / m and the links of now,
+                 and the longest round trip to the first stage, for the norm by which all clip            (3)
                  told, T seconds without links:   C = m T / ((m - 1) max p_s + 1)                         (4)
 
 What a replica's machines say to each other for the exchange is left out, and so is what an evaluation sends.
@@ -107,12 +108,15 @@ class Stages:
     def _step_s(self, micro_batch_s: float) -> float:
         """Of micro-batches that would take one machine `micro_batch_s` each."""
         hops = list(pairwise(self._replica.pipeline))
-        latencies_s = [
-            (self._network.latency_s(one, other) + self._network.latency_s(other, one)) / 2 for one, other in hops
-        ]
+        latencies_s = [self._round_trip_s(one, other) / 2 for one, other in hops]
+        first, *others = self._replica.pipeline
         compute_s = [part * micro_batch_s for part in self._parts]
         hop_s = [self._hop_s(one, other) for one, other in hops]
-        return step_seconds(self._engine.micro_batches, compute_s, hop_s, latencies_s)[1]
+        _, step_s = step_seconds(self._engine.micro_batches, compute_s, hop_s, latencies_s)
+        return step_s + max(self._round_trip_s(first, other) for other in others)
+
+    def _round_trip_s(self, one: str, other: str) -> float:
+        return self._network.latency_s(one, other) + self._network.latency_s(other, one)
 
     def _hop_s(self, one: str, other: str) -> float:
         """Of the slower direction."""
