@@ -20,7 +20,7 @@ test: $(VENV)/.dev  ## Run the tests.
 
 test-faults: $(VENV)/.dev  ## Run every fault at every point of a round, and what else takes long (about 20 minutes).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m full_matrix tests/launcher tests/benchmarks $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m full_matrix tests/launcher tests/benchmarks tests/dist_train/test_virtual.py $(PYTEST_ARGS)
 
 test-shapes: $(VENV)/.dev  ## Run a step in every partition of eight ranks (some minutes).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/dist_train/sequence -m full_matrix $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-"""Simulated links against what they should be: `python -m benchmarks.links [--json] [--quick]`.
+"""Simulated links against what they should be: `python -m benchmarks.links [--json] [--quick] [--part X] [--way X]`.
 
 For each rate, number of members and way of enforcement, members as processes of their own get an endless payload from
 each other at once, over the channels and servers of real runs. Every line is limited in both directions. Reported are
@@ -6,8 +6,9 @@ the payload bytes that went over a line in the window, against its limit: of the
 count against a limit, so a payload can reach 96.5 % of it at most: of 1500 bytes 52 are headers, and HTTP/2 and
 acknowledgements take their part.
 
-Latency is the time from a small request to its small answer on idle links, less what it is without latency, against
-twice the one-way latency that was asked for; the least of 40 of both, because a busy machine only adds.
+Latency is the time from a small request to its small answer on idle links, less what it is where nothing is simulated
+(in the kernel's way: in the namespaces, without latency), against twice the one-way latency that was asked for; the
+least of 40 of both, because a busy machine only adds.
 
 `rounds` are of a real run at 20 Mbit/s: dense.toml, its model twice as wide, under DiLoCo with fp32 values, so that
 payloads are large; each member's line while payloads move.
@@ -25,7 +26,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +41,7 @@ from protos import payload_pb2 as pb
 from protos import payload_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     import grpc
 
@@ -50,6 +52,7 @@ RATES_MBIT = (5, 20, 50, 200)
 MEMBERS = (2, 3, 4)
 WAYS = ("kernel", "token-bucket")
 LATENCIES_MS = (10, 40, 100)
+PARTS = ("goodput", "latency", "rounds")
 WINDOW_S, WARM_UP_S = 10.0, 2.0
 QUICK_WINDOW_S = 3.0
 PINGS = 40
@@ -62,7 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="shorter windows, two rates, 2 and 4 members")
-    parser.add_argument("--way", choices=WAYS, action="append")
+    parser.add_argument("--way", choices=WAYS, action="append", help="may be repeated; both")
+    parser.add_argument("--part", choices=PARTS, action="append", help="may be repeated; all")
     parser.add_argument("--member", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.member:
@@ -71,14 +75,16 @@ def main() -> None:
         return
     window_s = QUICK_WINDOW_S if options.quick else WINDOW_S
     rates, members = ((20, 200), (2, 4)) if options.quick else (RATES_MBIT, MEMBERS)
-    results: dict[str, list[dict[str, Any]]] = {"goodput": [], "latency": [], "rounds": []}
+    results: dict[str, list[dict[str, Any]]] = {part: [] for part in options.part or PARTS}
     for way in options.way or WAYS:
-        for rate in rates:
-            for number in members:
-                _add(results, "goodput", goodput(way, rate, number, window_s), as_json=options.json)
-        for latency in LATENCIES_MS:
-            _add(results, "latency", latency_of(way, latency), as_json=options.json)
-        _add(results, "rounds", real_round(way), as_json=options.json)
+        work: dict[str, list[Callable[[], dict[str, Any]]]] = {
+            "goodput": [partial(goodput, way, rate, number, window_s) for rate in rates for number in members],
+            "latency": [partial(latency_of, way, latency) for latency in LATENCIES_MS],
+            "rounds": [partial(real_round, way)],
+        }
+        for part in results:
+            for measure in work[part]:
+                _add(results, part, measure(), as_json=options.json)
     if options.json:
         print(json.dumps(results, indent=1))
 
@@ -98,15 +104,11 @@ def goodput(way: str, rate_mbit: int, members: int, window_s: float) -> dict[str
 
 def latency_of(way: str, latency_ms: int) -> dict[str, Any]:
     """Seconds from request to answer, with latency and without."""
+    there = _config(way, 2, {"latency": f"{latency_ms}ms", "line": "50mbit"})
+    nothing = _config("kernel", 2, {"line": "50mbit"}) if way == "kernel" else None
     with_it, without = (
-        min(
-            seconds
-            for by_peer in _measure(
-                _config(way, 2, {"latency": f"{one_way_ms}ms", "line": "50mbit"}), 0, "ping"
-            ).values()
-            for seconds in by_peer.values()
-        )
-        for one_way_ms in (latency_ms, 0)
+        min(seconds for by_peer in _measure(config, 0, "ping").values() for seconds in by_peer.values())
+        for config in (there, nothing)
     )
     return {
         "enforced_by": way, "latency_ms": latency_ms, "answer_ms": 1e3 * with_it, "without_ms": 1e3 * without,
@@ -138,12 +140,16 @@ def _config(way: str, members: int, simulate: dict[str, str]) -> Config:
     return parse({"replica": replicas, "simulate": {"enforce": way, **simulate}})
 
 
-def _measure(config: Config, window_s: float, mode: str) -> dict[str, dict[str, float]]:
-    """What every member says that it got from each other one: bytes in the window, or seconds to an answer."""
-    names = [replica.id for replica in config.replica]
+def _measure(config: Config | None, window_s: float, mode: str) -> dict[str, dict[str, float]]:
+    """What every member says that it got from each other one: bytes in the window, or seconds to an answer.
+
+    Without a config: two members, and nothing simulated.
+    """
+    names = ["a", "b"] if config is None else [replica.id for replica in config.replica]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        simulated = stack.enter_context(open_network(config, Path(folder) / "simulation.json"))
-        processes = {name: _start(simulated, Path(folder), name, window_s, mode) for name in names}
+        file = Path(folder) / "simulation.json"
+        simulated = None if config is None else stack.enter_context(open_network(config, file))
+        processes = {name: _start(simulated, file, name, window_s, mode) for name in names}
         for process in processes.values():
             stack.callback(process.kill)
         addresses = {name: _pipe(process.stdout).readline().strip() for name, process in processes.items()}
@@ -157,10 +163,12 @@ def _measure(config: Config, window_s: float, mode: str) -> dict[str, dict[str, 
         return results
 
 
-def _start(simulated: SimulatedNetwork, folder: Path, name: str, window_s: float, mode: str) -> subprocess.Popen[str]:
+def _start(
+    simulated: SimulatedNetwork | None, file: Path, name: str, window_s: float, mode: str
+) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "benchmarks.links", "--member", name, str(window_s), mode]
-    environment = os.environ | {network.SIMULATION_VARIABLE: str(folder / "simulation.json")}
-    with simulated.entered(name):
+    environment = os.environ | ({} if simulated is None else {network.SIMULATION_VARIABLE: str(file)})
+    with nullcontext() if simulated is None else simulated.entered(name):
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

@@ -66,7 +66,7 @@ def host_and_port(address: str) -> tuple[str, int]:
     """The parts of `host:port`; InsecureAddress names what does not parse."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > 65_535:
-        raise InsecureAddress(f"address {address!r} is not of the form host:port")
+        raise InsecureAddress(f"address {address!r} is not of the form host:port, such as 192.0.2.10:7000")
     return host.strip("[]"), int(port)
 
 

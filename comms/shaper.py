@@ -11,6 +11,11 @@ turns, because its path or its receiver is slower, leaves them to the others.
 
 A forwarder that dials says first who it is. Whoever does not (the launcher, an operator) is no part of the simulation
 and is passed on unlimited.
+
+The way through two forwarders takes time itself: threads that must wake up, timers that are late. With t the quickest
+of some round trips of a byte through forwarders that delay it by L each way, and t0 through none:
+
+    floor = (t - t0) / 2 - L,    what is asked to take a latency l is delayed by l - floor
 """
 
 from __future__ import annotations
@@ -20,13 +25,15 @@ import logging
 import random
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Self
 
 from comms.bucket import SEGMENT_BYTES, Bucket
+from comms.fine_timers import fine_loop
 from comms.link_plan import LinkPlan, Path, read_simulation
 
 GREETING = b"dist-train simulated link of "
@@ -41,6 +48,8 @@ _SOCKET_BYTES = 128 * 1024
 _QUEUED_CHUNKS = 16
 _CHUNKS_PER_S = 2000
 """Room for what is under way on a path with latency and without a rate."""
+_TRIPS, _TRIP_LATENCY_S, _TRIP_DEADLINE_S = 20, 0.002, 5.0
+_NOBODY = "nobody, to time the way"
 _log = logging.getLogger(__name__)
 _ALREADY = float("-inf")
 
@@ -54,13 +63,17 @@ class Shaper:
         self._file = file
         self._written_ns = file.stat().st_mtime_ns
         self._plan = read_simulation(file).shaped or LinkPlan()
-        self._line = _Line(self._plan, member)
+        self._line = _Line(LinkPlan(), member)
         self._paths = dict[str, _PathTo]()
+        self._floor_s = 0.0
         self._doors = dict[tuple[str, str], str]()
         self._lock = threading.Lock()
         self._tasks = set[asyncio.Task[None]]()
-        self._loop = asyncio.new_event_loop()
+        self._loop = fine_loop()
         threading.Thread(target=self._loop.run_forever, name="links", daemon=True).start()
+        self._floor_s = self._time_the_way()
+        _log.info("links: %.2f ms of every latency are the way through this process", 1e3 * self._floor_s)
+        self._line.become(self._plan, member)
         self._start(self._follow_file())
 
     def dial(self, peer: str, address: str) -> str:
@@ -78,7 +91,28 @@ class Shaper:
         self._start(self._accept(listener, lambda far: self._answer(far, behind_port)))
         return int(listener.getsockname()[1])
 
+    def _time_the_way(self) -> float:
+        """The floor; 0 when nothing comes through. Blocks for some hundredths of a second."""
+        path = _PathTo(Path(latency_s=_TRIP_LATENCY_S))
+        self._paths = {_NOBODY: path, self.member: path}  # the one for the way there, the other for the way back
+        try:
+            with _Echo() as echo:
+                direct_s = _quickest_trip_s(echo.port)
+                door = self.dial(_NOBODY, f"127.0.0.1:{self.expose('127.0.0.1', 0, echo.port)}")
+                through_s = _quickest_trip_s(int(door.rpartition(":")[2]))
+        except OSError:
+            return 0.0
+        finally:
+            self._loop.call_soon_threadsafe(self._let_go)
+        return max(0.0, (through_s - direct_s) / 2 - _TRIP_LATENCY_S)
+
     # ---- on the loop's thread ----
+
+    def _let_go(self) -> None:
+        """Closes all doors and connections."""
+        for task in self._tasks:
+            task.cancel()
+        self._doors, self._paths = {}, {}
 
     async def _accept(self, listener: socket.socket, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
         with listener:
@@ -115,7 +149,7 @@ class Shaper:
 
     def _path(self, peer: str) -> _PathTo:
         if peer not in self._paths:
-            self._paths[peer] = _PathTo(self._plan.path(self.member, peer))
+            self._paths[peer] = _PathTo(self._plan.path(self.member, peer), self._floor_s)
         return self._paths[peer]
 
     async def _follow_file(self) -> None:
@@ -178,8 +212,9 @@ class _Line:
 class _PathTo:
     """The way to one peer."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, floor_s: float = 0.0) -> None:
         self.path = path
+        self._floor_s = floor_s
         self.rate = _Turns(path.bits_per_second)
         self._open = asyncio.Event()
         self.become(path)
@@ -198,7 +233,8 @@ class _PathTo:
 
     def due_s(self, left_s: float) -> float:
         """When what has left at `left_s` arrives."""
-        return left_s + self.path.latency_s + self.path.jitter_s * random.random()  # noqa: S311 - a jitter, no secret
+        wanted_s = self.path.latency_s + self.path.jitter_s * random.random()  # noqa: S311 - a jitter, no secret
+        return left_s + max(0.0, wanted_s - self._floor_s)
 
 
 @dataclass
@@ -313,6 +349,43 @@ async def _greeted(far: socket.socket) -> tuple[str | None, bytes]:
         return None, said
     name, _, rest = said.removeprefix(GREETING).partition(b"\n")
     return name.decode(errors="replace"), rest
+
+
+class _Echo:
+    """A server on the loopback, for one connection at a time, that sends back what it gets."""
+
+    def __enter__(self) -> Self:
+        self._listener = _listener("127.0.0.1", 0)
+        self._listener.setblocking(True)
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._serve, name="echo", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._listener, suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection:
+                    while said := connection.recv(1):
+                        connection.sendall(said)
+
+
+def _quickest_trip_s(port: int) -> float:
+    """Seconds from sending a byte to its return. OSError when it does not."""
+    taken_s = []
+    with socket.create_connection(("127.0.0.1", port), _TRIP_DEADLINE_S) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(_TRIPS):
+            begun_s = time.perf_counter()
+            connection.sendall(b".")
+            if not connection.recv(1):
+                raise ConnectionResetError
+            taken_s.append(time.perf_counter() - begun_s)
+    return min(taken_s)
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -35,7 +35,9 @@ def bring_home(config: Config, directory: RunDirectory, host: str, into: Sequenc
     wants_outer = not any(directory.checkpoints.glob("round-*/outer.safetensors"))
     line = f"{into[-1]} && exec tar -cf - ledger run.json {STEPS} {NEWEST if wants_outer else ''} 2>/dev/null"
     try:
-        with subprocess.Popen([*into[:-1], line], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as ssh:
+        with subprocess.Popen(
+            [*into[:-1], line], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as ssh:
             if ssh.stdout is None:
                 return ""
             try:

@@ -45,6 +45,8 @@ STARTUP_DEADLINE_S = 120.0
 FINISH_DEADLINE_S = 300.0
 STOP_GRACE_S = 10.0
 INTERRUPTED_CODE = 130
+# The coordinator's name of the phase in which it waits for all replicas.
+GATHERING = "gather"
 # What the view's sparkline and estimate look back on.
 ROUNDS_SHOWN = 64
 
@@ -127,6 +129,7 @@ class _LocalRun:
         self.rounds = tuple(self.tail.new_rows())[-ROUNDS_SHOWN:]
         self.status = RunStatus()
         self.finish_by_s: float | None = None
+        self.has_said_that_it_waits = False
 
     def start(self) -> None:
         """Starts everything; after a signal nothing more."""
@@ -238,11 +241,21 @@ class _LocalRun:
                 self.supervisor.end(late & self.supervisor.running)
             case Exited(member=member, code=code) if code != 0:
                 self.view.say(f"{self._name(member)} {self._last_words(member, code)}")
+                self._say_who_is_waited_for()
                 self.supervisor.end(self.restarts.left_behind(member, self.supervisor.running))
             case Interrupted():
                 raise KeyboardInterrupt
             case Told(news=RunStatus() as status):
                 self.status = status.naming(self.replicas, self.restarts.final(self.supervisor.exits))
+
+    def _say_who_is_waited_for(self) -> None:
+        """Once: a run that begins, or resumes, waits for everybody for a while."""
+        if self.status.phase == GATHERING and not self.has_said_that_it_waits:
+            self.has_said_that_it_waits = True
+            deadline_s = self.config.exchange.gather_deadline_s
+            self.view.say(
+                f"rounds begin when all replicas are there, or after exchange.gather_deadline_s = {deadline_s:g} s"
+            )
 
     def _name(self, member: str) -> str:
         replica = self.restarts.replica_of(member)

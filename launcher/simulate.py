@@ -15,7 +15,7 @@ from launcher.lock import is_locked
 from launcher.network import KernelNetwork, ShapedNetwork, SimulatedNetwork
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from comms.link_plan import LinkPlan, Simulation
@@ -99,11 +99,14 @@ def announcement(simulation: Simulation, members: Sequence[str]) -> Iterator[str
     if asked.has_latency and not is_virtual:
         yield f"latency is added by: {'the kernel (netem)' if simulation.latency_by == 'kernel' else 'our processes'}"
     yield from _grouped((line_text(asked.line(member)), member) for member in members)
-    pairs = ((a, b) for a in members for b in members if a != b and b in asked.paths.get(a, {}))
-    yield from _grouped((path_text(asked.path(a, b)), f"{a} → {b}") for a, b in pairs)
+    pairs = [(a, b) for a in members for b in members if a != b and b in asked.paths.get(a, {})]
+    if len(pairs) == len(members) * (len(members) - 1) and len({asked.path(a, b) for a, b in pairs}) == 1:
+        yield f"  from each to each other: {path_text(asked.path(*pairs[0]))}"
+    else:
+        yield from _grouped((path_text(asked.path(a, b)), f"{a} → {b}") for a, b in pairs)
 
 
-def _grouped(described: Iterator[tuple[str, str]]) -> Iterator[str]:
+def _grouped(described: Iterable[tuple[str, str]]) -> Iterator[str]:
     by_text: dict[str, list[str]] = {}
     for text, name in described:
         by_text.setdefault(text, []).append(name)

@@ -39,12 +39,18 @@ def with_replicas(config: Config, number: int | None) -> Config:
     named = document["replica"][:number]
     taken = {replica["id"] for replica in document["replica"]}
     names = (name for i in range(2 * number + 1) if (name := f"v{i:03}") not in taken)
-    document["replica"] = named + [{**named[-1], "id": next(names)} for _ in range(number - len(named))]
+    document["replica"] = named + [_another(named[-1], next(names)) for _ in range(number - len(named))]
     exchange = document["exchange"]
     exchange["min_replicas"] = min(exchange["min_replicas"], number)
     if exchange["most_replicas"]:
         exchange["most_replicas"] = max(exchange["most_replicas"], number)
     return parse(document, origin="--replicas")
+
+
+def _another(section: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same replica under another name; its stages have names of their own."""
+    stages = [f"{name}-{number}" for number in range(len(section.get("pipeline", ())))]
+    return {**section, "id": name, "pipeline": stages}
 
 
 def paces_of(config: Config, compute_s: Sequence[str], tokens_per_s: Sequence[str], like: Path | None) -> Paces | None:

@@ -26,6 +26,7 @@ from dist_train.data.batches import Batch, balanced_micro_batches
 from dist_train.engine import autocast
 from dist_train.pipeline.health import Health
 from dist_train.pipeline.traffic import step_traffic
+from dist_train.pipeline.wire import room_for
 from dist_train.predicted_traffic import PredictedTraffic
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from dist_train.pipeline.subspace import Bond
     from dist_train.pipeline.terms import Terms
 
-STEPS_OF_ROOM = 16
 SCHEDULES_KEPT = 8
 
 
@@ -111,7 +111,7 @@ class PipelineEngine:
         stage = self.stage
         stage.batches = balanced_micro_batches(batch, self._micro_batches)
         stage.num_targets = batch.num_targets
-        stage.capacity = self._room_for(max(part.num_tokens for part in stage.batches), batch)
+        stage.capacity = room_for([part.num_tokens for part in stage.batches])
         if self._is_counted:
             message_bytes = stage.wire.num_bytes(stage.capacity)
             self._predicted.add(step_traffic(self._num_stages, self._micro_batches, message_bytes, training=training))
@@ -126,12 +126,6 @@ class PipelineEngine:
                 losses = list(outputs)
         stage.batches = ()
         return losses
-
-    def _room_for(self, tokens: int, batch: Batch) -> int:
-        """`tokens`, rounded up so that batches of nearly equal size share their schedules."""
-        usual = 1 << max(0, (batch.num_tokens // self._micro_batches).bit_length() - 1)
-        room = max(1, usual // STEPS_OF_ROOM)
-        return -(-tokens // room) * room
 
     def _schedule(self, capacity: int, *, training: bool) -> Schedule1F1B | ScheduleGPipe:
         key = (capacity, training)

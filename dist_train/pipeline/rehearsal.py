@@ -1,7 +1,12 @@
 """A pipeline replica in one process: the whole model, with its boundaries as hooks behind the layers before them.
 
 Mathematically the same as its stages on several machines: every boundary compresses, goes through the wire's format
-and rebuilds, forwards and backwards. For experiments, and for tests to compare with.
+and rebuilds, forwards and backwards. For virtual replicas, for experiments, and for tests to compare with.
+
+    whole batches       the least work: one pass, one message a boundary
+    in micro-batches    `InTurn`: what `PipelineEngine` does, one micro-batch after another. Each stage's gradients are
+                        summed in the same order, and the norm from the same parts, so the weights have the same bits
+                        (two stages; with more, gloo may sum the norm's parts in another order)
 """
 
 from __future__ import annotations
@@ -10,22 +15,31 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
+from dist_train.data.batches import balanced_micro_batches
+from dist_train.engine import LocalEngine, autocast
 from dist_train.inner import InnerOptimizer
-from dist_train.model import loss_sum
+from dist_train.model import fragments, loss_sum
 from dist_train.pipeline.subspace import EMBEDDING, Bond
+from dist_train.pipeline.wire import room_for
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dist_train.config import InnerConfig
     from dist_train.data.batches import Batch
+    from dist_train.engine import Engine
     from dist_train.pipeline.terms import Terms
 
 
 class Rehearsal(InnerOptimizer):
     """Trains `model` in place as the pipeline of `terms` would; what it sends is counted in `sent_bytes`."""
 
-    def __init__(self, model: nn.Module, config: InnerConfig, total_steps: int, terms: Terms) -> None:
-        super().__init__(model, config, total_steps, settle=self._stay)
+    def __init__(
+        self, model: nn.Module, config: InnerConfig, total_steps: int, terms: Terms, engine: Engine | None = None
+    ) -> None:
+        super().__init__(model, config, total_steps, engine, settle=self._stay)
         self.sent_bytes = 0
         """Activations and their gradients, over all boundaries, without the room of shorter micro-batches."""
         self.anchor = model.get_parameter(EMBEDDING).detach().clone()
@@ -78,3 +92,49 @@ class Rehearsal(InnerOptimizer):
     def _stay(self) -> None:
         if self.bond is not None:
             self.bond.project_weights()
+
+
+class InTurn(LocalEngine):
+    """The stages of a pipeline, one micro-batch after another."""
+
+    def __init__(self, model: nn.Module, terms: Terms) -> None:
+        super().__init__(model)
+        self._micro_batches = max(terms.micro_batches, len(terms.spans))
+        self._stages = _parameters_of_stages(model, terms)
+        self.room_tokens = 0
+        """What every message of the last step had room for."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a step."""
+        return self._micro_batches
+
+    def gradient(self, batch: Batch) -> float:
+        """As that of the stages together."""
+        self._model.zero_grad(set_to_none=True)
+        parts, total = balanced_micro_batches(batch, self._micro_batches), 0.0
+        self.room_tokens = room_for([part.num_tokens for part in parts])
+        for part in parts:
+            with autocast(self._model):
+                loss = loss_sum(self._model, part) / max(1, batch.num_targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total
+
+    def total_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """From that of each stage."""
+        del gradients
+        squares = [
+            get_total_norm([p.grad for p in stage if p.grad is not None]).to("cpu", torch.float64).square()
+            for stage in self._stages
+        ]
+        return torch.stack(squares).sum().sqrt()
+
+
+def _parameters_of_stages(model: nn.Module, terms: Terms) -> list[list[nn.Parameter]]:
+    """In the model's order."""
+    last = len(terms.spans) - 1
+    stage_of = {"embed": 0, "head": last}
+    stage_of |= {f"layer.{layer}": stage for stage, span in enumerate(terms.spans) for layer in span}
+    stages = {id(p): stage_of[name] for name, named in fragments(model).items() for p in named.values()}
+    return [[p for p in model.parameters() if stages[id(p)] == stage] for stage in range(len(terms.spans))]

@@ -15,6 +15,7 @@ Packed micro-batches differ in their tokens, hence (3): rows are added on the wi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,17 @@ from torch import Tensor
 WireName = Literal["fp64", "fp32", "bf16", "int8"]
 MARK_BYTES = 8
 DRESS = torch.bfloat16
+STEPS_OF_ROOM = 16
+
+
+def room_for(tokens: Sequence[int]) -> int:
+    """Rows (3) for a step whose micro-batches have so many tokens, so that steps of nearly equal size share schedules.
+
+    The largest, rounded up to a sixteenth of the usual one.
+    """
+    usual = 1 << max(0, (sum(tokens) // len(tokens)).bit_length() - 1)
+    room = max(1, usual // STEPS_OF_ROOM)
+    return -(-max(tokens) // room) * room
 
 
 class WireError(RuntimeError):

@@ -271,11 +271,20 @@ def evaluate(
         hop_s = hops[i] if behind else 0.0
         memory_bytes = float(_memory(work, behind, i, compressed)[layers])
         stages.append(Stage(device, layers, compute_s, hop_s, memory_bytes))
-    bottleneck_s = max(max(stage.compute_s, stage.hop_s) for stage in stages)  # (3)
-    step_s = (work.micro_batches - 1) * bottleneck_s + sum(stage.compute_s for stage in stages)
-    step_s += sum(hops) + sum(2 * link.latency_s for link in links)  # (4)
+    bottleneck_s, step_s = step_seconds(
+        work.micro_batches, [stage.compute_s for stage in stages], hops, [link.latency_s for link in links]
+    )
     tokens_per_s = work.micro_batches * work.micro_batch_tokens / step_s if step_s else math.inf
     return Pipeline(tuple(stages), rank_k, bottleneck_s, step_s, tokens_per_s)
+
+
+def step_seconds(
+    micro_batches: int, compute_s: Sequence[float], hop_s: Sequence[float], latency_s: Sequence[float]
+) -> tuple[float, float]:
+    """The largest tau (3) and the step (4); `compute_s` by stage, the others by boundary."""
+    bottleneck_s = max([*compute_s, *hop_s])  # (3)
+    step_s = (micro_batches - 1) * bottleneck_s + sum(compute_s)
+    return bottleneck_s, step_s + sum(hop_s) + sum(2 * latency for latency in latency_s)  # (4)
 
 
 def _stage_seconds(

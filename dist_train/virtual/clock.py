@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from compression.codec import Codec, Layout, Shapes, Update
     from dist_train.data.batches import Batch
     from dist_train.engine import Engine
+    from dist_train.virtual.machines import Machines
 
 _MOST_REMEMBERED = 4096
 
@@ -50,10 +51,16 @@ class VirtualClock(Clock):
         elif first_time_s is not None:
             self._actor.spend(first_time_s)
 
-    def computed(self, num_tokens: int) -> None:
-        """An inner step was taken."""
-        if self.pace is not None:
-            self._actor.spend(num_tokens * self.pace.compute_s_per_token)
+    def computed(self, num_tokens: int, begun_s: float, machines: Machines) -> None:
+        """An inner step was taken by this process, which stands for `machines`."""
+        if self.pace is None:
+            done_s = begun_s + machines.measured_s(self.now_s() - begun_s)
+            self._actor.go_back(done_s)
+            self._actor.be_at(done_s)
+        else:
+            told_s = num_tokens * self.pace.compute_s_per_token
+            self._actor.spend(told_s if self.pace.has_boundaries else machines.told_s(told_s))
+        machines.count()
 
     def validated(self) -> None:
         """The validation documents were evaluated."""
@@ -64,9 +71,10 @@ class VirtualClock(Clock):
 class PacedEngine:
     """An engine that takes its time."""
 
-    def __init__(self, engine: Engine, clock: VirtualClock) -> None:
+    def __init__(self, engine: Engine, clock: VirtualClock, machines: Machines) -> None:
         self._engine = engine
         self._clock = clock
+        self._machines = machines
 
     def expect(self, lengths: Sequence[int] | None) -> None:
         """The engine's."""
@@ -74,8 +82,9 @@ class PacedEngine:
 
     def gradient(self, batch: Batch) -> float:
         """The engine's."""
+        begun_s = self._clock.now_s()
         loss = self._engine.gradient(batch)
-        self._clock.computed(batch.num_tokens)
+        self._clock.computed(batch.num_tokens, begun_s, self._machines)
         return loss
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:

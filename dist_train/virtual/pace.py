@@ -29,6 +29,8 @@ class Pace:
     """A round."""
     validate_s: float = 0.0
     """Its share of the validation documents."""
+    has_boundaries: bool = False
+    """Whether `compute_s_per_token` holds what a pipeline's stages waited for their links."""
 
 
 Paces = Callable[[str, int], Pace]
@@ -89,6 +91,7 @@ def _pace(row: RoundRow, replica: str, fragments: int) -> Pace:
         decode_s=phase_s.get("decode", 0.0) / (fragments * max(1, len(row.contributors))),
         apply_s=phase_s.get("apply", 0.0),
         validate_s=phase_s.get("validate", 0.0),
+        has_boundaries=True,
     )
 
 

@@ -2,7 +2,8 @@
 
 Replicas whose parameters all begin a round at theta (`outer.remembers`) share one model: whoever trains first makes it
 theta, and nobody else comes in between before what it found is encoded, because an actor gives way only where it waits.
-What is a replica's own is its theta, its error feedback and its inner optimizer's state. Under ddp each has a model.
+What is a replica's own is its theta, its error feedback and its inner optimizer's state. Under ddp each has a model,
+and so has every pipeline: its boundaries are part of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from comms.agreement import CatchUp, CommittedRound, Finish, RoundPlan
+from comms.agreement import COORDINATOR, CatchUp, CommittedRound, Finish, RoundPlan
 from comms.errors import RunFailed
 from comms.ledger import Ledger
 from comms.link_plan import Simulation
@@ -28,7 +29,7 @@ from comms.virtual_transfers import PayloadPool
 from comms.virtual_transport import VirtualSettings, VirtualTransport
 from compression.registry import prepare
 from dist_train.checkpoint import Checkpoints
-from dist_train.config import Config, ConfigError
+from dist_train.config import Config, ConfigError, ReplicaConfig
 from dist_train.coordination import rules_of
 from dist_train.data.corpus import open_corpus
 from dist_train.data.stream import Stream
@@ -36,11 +37,14 @@ from dist_train.engine import LocalEngine
 from dist_train.inner import InnerOptimizer
 from dist_train.links import link_plan, members_of
 from dist_train.model import build_model, model_vocab_size
-from dist_train.outer import outer_method
-from dist_train.replica import facts_of, introduction, snapshot_of
+from dist_train.outer import LocalStart, outer_method
+from dist_train.pipeline.rehearsal import InTurn, Rehearsal
+from dist_train.pipeline.terms import check_fits, terms_of
+from dist_train.replica import facts_of, introduction, replica_of, snapshot_of
 from dist_train.round import Replica, follow, take_part
 from dist_train.run_directory import RunDirectory, write_atomically
 from dist_train.virtual.clock import Decoded, PacedEngine, RememberingCodec, VirtualClock
+from dist_train.virtual.machines import Ranks, Stages, owned_by_stages, parts_of_stages, together
 from dist_train.virtual.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -75,7 +79,8 @@ def run_virtual(
     """
     check(config)
     directory.path.mkdir(parents=True, exist_ok=True)
-    plan = link_plan(config)
+    owned = {section.id: _owned(config, section) for section in config.replica if section.pipeline}
+    plan = together(link_plan(config), owned)
     write_atomically(directory.config, config.to_toml().encode())
     write_atomically(directory.simulation, Simulation(plan, "virtual", "virtual").to_json())
     corpus = open_corpus(
@@ -83,11 +88,12 @@ def run_virtual(
     )
     with ExitStack() as stack:
         ledgers = dict[str, Ledger]()
-        network = VirtualNetwork(members_of(config), plan, ledgers)
-        for member in members_of(config):
+        speakers = (COORDINATOR, *(section.id for section in config.replica))
+        network = VirtualNetwork(tuple(dict.fromkeys((*speakers, *members_of(config)))), plan, ledgers)
+        for member in speakers:
             ledger = Ledger(directory.ledger(member), member, clock=lambda: network.world.now_s)
             ledgers[member] = stack.enter_context(ledger)
-        schedule = Schedule(config, network, on_round)
+        schedule = Schedule(config, network, owned, on_round)
         coordinator = VirtualCoordinator(network, rules_of(config), directory.metrics, schedule.opened)
         shares = config.outer.method != "ddp"
         shared = _Shared(
@@ -104,12 +110,13 @@ def run_virtual(
 def check(config: Config) -> None:
     """ConfigError where a virtual member can't do what the config wants."""
     for replica in config.replica:
-        if replica.pipeline or replica.ranks > 1:
-            key = "pipeline" if replica.pipeline else "ranks"
-            raise ConfigError(
-                f"replica {replica.id} has {key}, and a virtual replica is one rank: leave the key out, or simulate "
-                "with real processes (without --virtual)"
-            )
+        if replica.pipeline:
+            check_fits(config, replica)
+            if replica.basis == "fitted":
+                raise ConfigError(
+                    f'replica {replica.id} has basis = "fitted", and a virtual pipeline keeps the seeded one: say '
+                    '"seeded", or simulate with real processes (without --virtual)'
+                )
     if any(change.partition for change in config.simulate.change):
         raise ConfigError("virtual members don't lose each other: simulate the partition with real processes")
 
@@ -135,10 +142,9 @@ def _add_all(shared: _Shared) -> None:
 
 def _replica(shared: _Shared, actor: Actor, clock: VirtualClock) -> Replica:
     config, exchange = shared.config, shared.config.exchange
-    model = shared.model or build_model(config.model, config.run.seed)
-    engine = PacedEngine(LocalEngine(model, config.inner.micro_batch_tokens), clock)
-    inner = InnerOptimizer(model, config.inner, config.total_steps, engine)
-    outer = outer_method(config, model, inner)
+    section = replica_of(config, actor.name)
+    inner, start = _pipeline(shared, section, clock) if section.pipeline else (_ranks(shared, section, clock), None)
+    outer = outer_method(config, inner.model, inner, start=start)
     outer.codec = RememberingCodec(outer.codec, shared.decoded, clock)
     settings = VirtualSettings(
         exchange.route, exchange.heartbeat_s, exchange.fetch_deadline_s, exchange.outage_deadline_s, shared.pool
@@ -146,6 +152,28 @@ def _replica(shared: _Shared, actor: Actor, clock: VirtualClock) -> Replica:
     store = PayloadStore(shared.directory.payloads(actor.name))
     transport = VirtualTransport(actor, shared.network, shared.coordinator, settings, store)
     return Replica(actor.name, config, shared.stream, inner, outer, transport, 0, outer.digest(), clock)
+
+
+def _ranks(shared: _Shared, section: ReplicaConfig, clock: VirtualClock) -> InnerOptimizer:
+    """Of a replica of one rank, or of several, which are computed as one."""
+    config = shared.config
+    model = shared.model or build_model(config.model, config.run.seed)
+    engine = PacedEngine(LocalEngine(model, config.inner.micro_batch_tokens), clock, Ranks(section.ranks))
+    return InnerOptimizer(model, config.inner, config.total_steps, engine)
+
+
+def _pipeline(shared: _Shared, section: ReplicaConfig, clock: VirtualClock) -> tuple[InnerOptimizer, LocalStart | None]:
+    """Of a pipeline, and where its inner steps begin."""
+    config, terms = shared.config, terms_of(shared.config, section)
+    model = build_model(config.model, config.run.seed)
+    engine = InTurn(model, terms)
+    stages = Stages(section, terms, parts_of_stages(config, terms), engine, shared.network)
+    inner = Rehearsal(model, config.inner, config.total_steps, terms, PacedEngine(engine, clock, stages))
+    return inner, inner.bond
+
+
+def _owned(config: Config, section: ReplicaConfig) -> dict[str, float]:
+    return dict(zip(section.pipeline, owned_by_stages(config, terms_of(config, section)), strict=True))
 
 
 def _live(shared: _Shared, replica: Replica, clock: VirtualClock) -> None:
@@ -184,7 +212,7 @@ def _begin(shared: _Shared, replica: Replica, clock: VirtualClock) -> None:
     """The model, where another replica has been at work, becomes this one's."""
     if shared.paces is not None:
         clock.pace = shared.paces(replica.id, replica.round + 1)
-    if shared.model is not None:
+    if replica.inner.model is shared.model:
         replica.outer.restart_from_theta()
 
 

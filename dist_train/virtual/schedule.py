@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from dist_train.links import Begun, begin, plan_at
 from dist_train.rates import seconds
+from dist_train.virtual.machines import together
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from comms.virtual_network import VirtualNetwork
     from dist_train.config import Config
 
@@ -16,9 +19,17 @@ if TYPE_CHECKING:
 class Schedule:
     """Changes the links of `network` when it is time."""
 
-    def __init__(self, config: Config, network: VirtualNetwork, on_round: Callable[[int], None] | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        network: VirtualNetwork,
+        owned: Mapping[str, Mapping[str, float]],
+        on_round: Callable[[int], None] | None,
+    ) -> None:
+        """`owned`: see `together`."""
         self._config = config
         self._network = network
+        self._owned = owned
         self._on_round = on_round
         self._begun: Begun = {}
         self._open_round = 0
@@ -41,4 +52,4 @@ class Schedule:
             lasts = self._config.simulate.change[number].lasts
             if lasts is not None:
                 self._network.world.at(now_s + seconds(lasts), self._look)
-        self._network.become(plan_at(self._config, self._begun, now_s))
+        self._network.become(together(plan_at(self._config, self._begun, now_s), self._owned))

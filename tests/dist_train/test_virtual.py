@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from comms.link_plan import Line, LinkPlan
+from comms.link_plan import Path as Way
 from dist_train.config import Config, ConfigError, parse
 from dist_train.report import collect
 from dist_train.run_directory import RunDirectory
+from dist_train.virtual.machines import Ranks, together
 from dist_train.virtual.pace import measured_paces, told_paces
 from dist_train.virtual.run import check, run_virtual
 from dist_train.what_if import Links, what_if
@@ -75,6 +78,81 @@ def test_a_virtual_run_is_the_same_every_time_and_its_report_says_what_it_is(tmp
     assert again("a", 2).compute_s_per_token == pytest.approx(1.5 / (3 * 256))
 
 
+PIPELINE = {"id": "c", "pipeline": ["old1", "old2"], "rank_k": 4, "micro_batches": 4}
+
+
+def with_pipeline(folder: Path, source: str, **changed: Any) -> Config:
+    document = tiny(folder, source).model_dump(exclude_none=True)
+    return parse({**document, "replica": [{"id": "a"}, PIPELINE], **changed})
+
+
+def activation_bytes(directory: RunDirectory) -> dict[str, tuple[int, int]]:
+    return {
+        part.kind: (part.sent_bytes, part.received_bytes)
+        for part in collect(directory).traffic
+        if part.kind.startswith("activation") and part.sent_bytes
+    }
+
+
+@pytest.mark.full_matrix  # five processes that import torch
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("compression", ["projected-stream", "subspace", "none"])
+def test_a_virtual_pipeline_has_the_bits_of_a_real_one(tmp_path: Path, source: str, compression: str) -> None:
+    pipeline = {**PIPELINE, "compression": compression} | ({"rank_k": None} if compression == "none" else {})
+    configs = [with_pipeline(tmp_path / name, source, replica=[{"id": "a"}, pipeline]) for name in ("real", "virtual")]
+    file = tmp_path / "run.toml"
+    file.write_text(configs[0].to_toml(), encoding="utf-8")
+    assert command(["launch", str(file)]) == 0
+    simulated = virtual(configs[1])
+    wanted, found = metrics(RunDirectory(Path(configs[0].run.directory))), metrics(simulated)
+    for key in ("theta_digest", "tokens", "payload_bytes", "contributors"):
+        assert [row[key] for row in found] == [row[key] for row in wanted], key
+    # The real stages also tell each other shapes, once for each.
+    real_bytes, virtual_bytes = (activation_bytes(RunDirectory(Path(config.run.directory))) for config in configs)
+    for kind in ("activation", "activation_gradient"):
+        assert virtual_bytes[kind][0] == pytest.approx(real_bytes[kind][0], rel=0.1)
+
+
+def test_a_virtual_pipeline_waits_for_its_links(tmp_path: Path, source: str) -> None:
+    """A slower link between its stages is felt; all that one of them sends the other gets."""
+    seconds = list[float]()
+    for name, rate in (("fast", "1gbit"), ("slow", "20kbit")):
+        config = with_pipeline(tmp_path / name, source, link=[{"between": ["old1", "old2"], "rate": rate}])
+        directory = virtual(config)
+        seconds += [row["phase_s"]["c"]["compute"] for row in metrics(directory)[:1]]
+        assert all(sent == received > 0 for sent, received in activation_bytes(directory).values())
+        assert set(activation_bytes(directory)) == {"activation", "activation_gradient"}
+    step_bits = 8 * activation_bytes(directory)["activation"][0] / 3 / 3  # rounds, steps
+    assert seconds[0] < 1.7
+    assert seconds[1] > 3 * step_bits / 20e3, "the link is slower than the machines, and busy all the time"
+
+
+def test_the_machines_of_a_replica_share_its_work(tmp_path: Path, source: str) -> None:
+    """Mathematically the same; sums over two ranks are rounded elsewhere than those of one."""
+    assert Ranks(4).measured_s(2.0) == 0.5
+    assert Ranks(4).told_s(2.0) == 2.0
+    real, simulated = (tiny(tmp_path / name, source, ranks={"a": 2}) for name in ("real", "virtual"))
+    wanted, found = metrics(run(real)), metrics(virtual(simulated))
+    for key in ("tokens", "contributors"):
+        assert [row[key] for row in found] == [row[key] for row in wanted], key
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in wanted], rel=1e-3)
+    num_bytes = [sum(row["payload_bytes"]["a"] for row in rows) for rows in (wanted, found)]
+    assert num_bytes[1] == pytest.approx(num_bytes[0], rel=0.02)
+
+
+def test_a_pipelines_line_is_that_of_its_stages_side_by_side() -> None:
+    plan = LinkPlan(
+        lines={"x": Line(8e6, None), "y": Line(1e6, 4e6), "a": Line(1e6, 1e6)},
+        paths={"x": {"a": Way(2e6, 0.05)}, "a": {"x": Way(latency_s=0.02)}},
+    )
+    joined = together(plan, {"c": {"x": 0.75, "y": 0.25}})
+    assert joined.line("c") == Line(4e6, 16e6)
+    assert joined.path("c", "a") == Way(2e6 / 0.75, 0.05)
+    assert joined.path("a", "c") == Way(latency_s=0.02)
+    assert joined.line("x") == plan.line("x")
+    assert together(LinkPlan(), {"c": {"x": 0.5, "y": 0.5}}) == LinkPlan()
+
+
 def test_64_replicas_of_a_tiny_model(tmp_path: Path, source: str) -> None:
     config = tiny(tmp_path / "run", source, outer={"rounds": 1}, simulate={"line": "5mbit/20mbit", "latency": "20ms"})
     directory = virtual(with_replicas(config, 64))
@@ -101,8 +179,9 @@ def test_a_line_that_changes_and_a_window(tmp_path: Path, source: str) -> None:
 
 
 def test_what_virtual_replicas_cannot_do_is_said() -> None:
-    with pytest.raises(ConfigError, match="replica a has ranks"):
-        check(parse({"replica": [{"id": "a", "ranks": 2}]}))
+    fitted = {"id": "a", "pipeline": ["x", "y"], "basis": "fitted", "compression": "projected-stream"}
+    with pytest.raises(ConfigError, match='has basis = "fitted"'):
+        check(parse({"replica": [fitted]}))
     partition = {"round": 1, "member": "a", "partition": True}
     with pytest.raises(ConfigError, match="real processes"):
         check(parse({"simulate": {"change": [partition]}}))
@@ -112,6 +191,8 @@ def test_what_virtual_replicas_cannot_do_is_said() -> None:
             told_paces(config, compute_s, ())
     assert [replica.id for replica in with_replicas(config, 4).replica] == ["a", "b", "v000", "v001"]
     assert with_replicas(config, 4).digest() == config.digest()
+    pipelines = with_replicas(parse({"replica": [{"id": "a"}, PIPELINE]}), 3).replica
+    assert [replica.pipeline for replica in pipelines] == [(), ("old1", "old2"), ("v000-0", "v000-1")]
 
 
 def test_what_if_agrees_with_virtual_replicas_and_more_bandwidth_is_never_slower(tmp_path: Path, source: str) -> None:

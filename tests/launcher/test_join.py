@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,44 @@ def test_a_machine_that_only_dials_out_joins_by_the_runs_name(tmp_path: Path) ->
     rows = metrics(members.directory)
     assert [row["contributors"] for row in rows] == [["a", "x"]] * 4
     assert all(row["agreed"] for row in rows)
+
+
+@pytest.mark.full_matrix  # six processes that import torch, and five daemons
+@pytest.mark.timeout(400)
+def test_a_run_goes_on_by_its_name_when_a_bootstrap_peer_is_gone_and_the_coordinator_has_moved(tmp_path: Path) -> None:
+    """[discovery] in the config: one machine joined by name. One of two peers dies, then the coordinator moves."""
+    mine, rounds = tmp_path / "mine", 100
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    with ExitStack() as stack, ExitStack() as dying:
+        peers = [
+            dying.enter_context(bootstrap_peer(tmp_path / "first")),
+            stack.enter_context(bootstrap_peer(tmp_path / "second")),
+        ]
+        config = tiny(
+            tmp_path / "run", write_corpus(tmp_path / "corpus"), run={"name": "moving"}, outer={"rounds": rounds},
+            discovery={"bootstrap": peers, "listen": "/ip4/127.0.0.1/tcp/0", "record_s": 9.0}, replicas=1,
+            exchange={
+                "min_replicas": 2, "most_replicas": 2, "liveness_deadline_s": 60.0, "heartbeat_s": 1.0,
+                "gather_deadline_s": 300.0,
+            },
+        )  # fmt: skip
+        members = stack.enter_context(processes(config))
+        members.start()
+        members.members["x"] = join(members, "x", mine, address=f"moving@{peers[0]},{peers[1]}")
+        members.wait_for("x", "round 2: applied")
+        dying.close()
+        before = members.address
+        members.members[COORDINATOR].kill()
+        members.members.pop(COORDINATOR).communicate(timeout=60)
+        members.address = ""  # anywhere
+        members.start_coordinator()
+        assert members.address != before
+        members.wait_for("x", rf"round {rounds}: applied")
+        assert set(members.finish().values()) == {0}
+    rows = metrics(members.directory)
+    assert [row["round"] for row in rows] == list(range(1, rounds + 1))
+    assert all(row["agreed"] and row["contributors"] == ["a", "x"] for row in rows)
 
 
 def test_a_name_without_a_bootstrap_peer_is_no_address() -> None:
