@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 JOIN_DEGREES = (8, 2**30)
 """Tried one after another: groups of above 8 ranks usually span machines."""
-TRADE = 0.08
-"""The most that a trade changes a limit by, as a part of it."""
 STEPS = 8
 TALL = 6
 """Sequences whose own times are tried as limits."""
@@ -138,26 +136,15 @@ class Search:
                 return
 
     def trade(self, seed: int = 0) -> None:
-        """Trades between limits around the best packing until the calls are spent."""
-        random = np.random.default_rng(seed)
-        if self.best is None:
+        """Spends the calls that are left on random trades between limits around the best packing."""
+        left = self._calls - self._packer.calls
+        if self.best is None or left <= 0 or self.is_over:
             return
-        now = _falling(self.best)
-        idle = 0
-        while not self.is_over and idle < 100_000:
-            wanted = self._traded(now, random)
-            idle += 1
-            if wanted.sum() < now.sum() * (1 - 1e-6):
-                found = self._tried(wanted)
-                if found is not None and found.step_s < now.sum():
-                    now = _falling(found)
-
-    def _traded(self, now: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float64]:
-        extra = now - self._fixed_s
-        raised = random.choice(len(now), size=min(len(now), int(random.integers(0, 3))), replace=False)
-        change = np.where(random.random(len(now)) < 0.6, -random.random(len(now)), 0.0)
-        change[raised] = random.random(len(raised))
-        return np.sort(self._fixed_s + extra * (1 + TRADE * change * random.random()))[::-1]
+        joins = (self._join_degrees[0], self._join_degrees[-1])
+        found = self._packer.trade(_falling(self.best), joins, left, seed)
+        if found is not None:
+            found = without_empty(found)
+            self.best = found if found.step_s < self.best.step_s else self.best
 
     def _lowered(self, now: NDArray[np.float64], chosen: slice) -> NDArray[np.float64]:
         """Limits after a bisection on a factor for the chosen ones."""
