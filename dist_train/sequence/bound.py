@@ -53,8 +53,10 @@ if TYPE_CHECKING:
     from dist_train.sequence.problem import Problem
 
 INTERVALS = 10
-FINE_INTERVALS = 20
+FINE_INTERVALS = 40
 MANY_KINDS = 16
+SOLVES = 10
+"""Linear programs spent on whole z_j, the tallest first."""
 SNAP = 1.2
 """An edge moves up to a sequence's own time when that is less than this factor away."""
 SAFETY = 1 - 1e-6
@@ -76,9 +78,9 @@ def lower_bound(problem: Problem, horizon_s: float, rounds: int = 2) -> Bound:
     relaxed = _in_units_of(horizon_s, _with_few_kinds(problem))
     edges = _first_edges(relaxed, 1.0)
     best = Bound(0.0, ())
-    for _ in range(rounds):
+    for left in reversed(range(rounds)):
         program = _Program(relaxed, bucket(relaxed.lengths), edges, whole=0)
-        solved = program.solve()
+        solved = program.solve() if left else program.branch(SOLVES)
         best = replace(program.read(solved), step_s=max(best.step_s, SAFETY * solved.bound))
         if not best.layers:
             break
@@ -158,6 +160,9 @@ class _Program:
 
     def solve(self, limit_s: float = INFINITY) -> Solved:
         return self.program.solve(limit_s=limit_s)
+
+    def branch(self, solves: int) -> Solved:
+        return self.program.branch(self.z[::-1], solves)
 
     def read(self, solved: Solved) -> Bound:
         if not len(solved.values):

@@ -86,7 +86,9 @@ class Packer:
         groups = _pack(*self._given(len(limits_s)), join_degree, budget_s, limits_s, *self._filled)
         return self._packing(groups, len(limits_s)) if groups >= 0 else None
 
-    def trade(self, limits_s: NDArray[np.float64], join_degrees: tuple[int, int], calls: int, seed: int) -> Packing | None:
+    def trade(
+        self, limits_s: NDArray[np.float64], join_degrees: tuple[int, int], calls: int, seed: int
+    ) -> Packing | None:
         """The fastest packing of `calls` that start from `limits_s` and change them at random; None if none packs."""
         self.calls += calls
         join_degree, found = _trade(*self._given(len(limits_s)), join_degrees, limits_s, calls, seed, *self._filled)
@@ -220,7 +222,7 @@ def _trade(  # type: ignore[no-untyped-def]  # noqa: PLR0917 - as many as _pack 
     """The join degree and the limits (not yet raised) of the fastest packing found."""
     np.random.seed(seed)
     fixed, now, best, given = fixed_s.min(), start_s.copy(), start_s.copy(), start_s.copy()
-    now_s, best_s, join, best_join, tried = start_s.sum(), start_s.sum(), 0, 0, 0
+    now_s, best_s, join, best_join, tried = np.inf, np.inf, 0, 0, 0
     taken = np.zeros(len(now))
     for call in range(calls):
         if call % RETURN == RETURN - 1:
@@ -228,7 +230,7 @@ def _trade(  # type: ignore[no-untyped-def]  # noqa: PLR0917 - as many as _pack 
         limits_s, tried = now.copy(), join
         if np.random.random() < OTHER_JOIN:
             tried = 1 - join
-        size = TRADE * np.random.random()
+        size = TRADE * np.random.random() if now_s < np.inf else 0.0
         for m in range(len(now)):
             if np.random.random() < LOWERED:
                 limits_s[m] = fixed + (now[m] - fixed) * (1 - size * np.random.random())

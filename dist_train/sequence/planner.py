@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     Lengths = Sequence[int] | NDArray[np.int64]
 
-CALLS = 6000
+CALLS = 8000
 """Calls of the greedy on a step of 512 sequences and 64 ranks; larger steps get fewer, in proportion to their cost."""
-FEWEST_CALLS = 400
+FEWEST_CALLS = 150
 CALLS_A_SEQUENCE = 20
 """Steps of few sequences have few plans."""
 CALL_COST = 512 * 64 * 6
@@ -69,7 +69,7 @@ def _adaptive(problem: Problem) -> SequencePlan:
         search.from_limits(limits)
         for packing in search.towers(limits):
             search.descend(packing)
-    search.trade()
+    search.trade(limits)
     return _plan(problem, search, bound)
 
 

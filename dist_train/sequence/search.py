@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 JOIN_DEGREES = (8, 2**30)
 """Tried one after another: groups of above 8 ranks usually span machines."""
 STEPS = 8
+TRADES = 2
+"""Rounds of trades from the best packing."""
 TALL = 6
 """Sequences whose own times are tried as limits."""
 MORE_MICRO_BATCHES = 4
@@ -135,15 +137,18 @@ class Search:
             if now.sum() > before * (1 - 1e-3):
                 return
 
-    def trade(self, seed: int = 0) -> None:
-        """Spends the calls that are left on random trades between limits around the best packing."""
-        left = self._calls - self._packer.calls
-        if self.best is None or left <= 0 or self.is_over:
-            return
+    def trade(self, *starts_s: NDArray[np.float64]) -> None:
+        """Spends the calls that are left on random trades between limits: in equal parts from each of `starts_s`, from
+        the best packing, and from what is the best then."""
+        starts = [np.ascontiguousarray(start_s) for start_s in starts_s if len(start_s)]
+        part = max(0, self._calls - self._packer.calls) // (len(starts) + TRADES)
         joins = (self._join_degrees[0], self._join_degrees[-1])
-        found = self._packer.trade(_falling(self.best), joins, left, seed)
-        if found is not None:
-            found = without_empty(found)
+        for seed in range(len(starts) + TRADES):
+            if self.best is None or self.is_over or not part:
+                return
+            start_s = starts[seed] if seed < len(starts) else _falling(self.best)
+            found = self._packer.trade(start_s, joins, part, seed)
+            found = without_empty(found) if found is not None else self.best
             self.best = found if found.step_s < self.best.step_s else self.best
 
     def _lowered(self, now: NDArray[np.float64], chosen: slice) -> NDArray[np.float64]:
