@@ -55,7 +55,9 @@ if TYPE_CHECKING:
 INTERVALS = 10
 FINE_INTERVALS = 40
 MANY_KINDS = 16
-SOLVES = 10
+PLAIN_ROUNDS = 2
+"""Whole micro-batches are asked for after them."""
+SOLVES = 12
 """Linear programs spent on whole z_j, the tallest first."""
 SNAP = 1.2
 """An edge moves up to a sequence's own time when that is less than this factor away."""
@@ -74,13 +76,14 @@ class Bound:
 
 def lower_bound(problem: Problem, horizon_s: float, rounds: int = 2) -> Bound:
     """The bound by the linear program, in tenths of a second. No micro-batch of an optimal plan may take longer than
-    `horizon_s`: the seconds of any known plan will do."""
+    `horizon_s`: the seconds of any known plan will do. From the third round on z_j shall be whole, as far as a few
+    more linear programs prove."""
     relaxed = _in_units_of(horizon_s, _with_few_kinds(problem))
     edges = _first_edges(relaxed, 1.0)
     best = Bound(0.0, ())
-    for left in reversed(range(rounds)):
+    for i in range(rounds):
         program = _Program(relaxed, bucket(relaxed.lengths), edges, whole=0)
-        solved = program.solve() if left else program.branch(SOLVES)
+        solved = program.solve() if i < PLAIN_ROUNDS else program.branch(SOLVES)
         best = replace(program.read(solved), step_s=max(best.step_s, SAFETY * solved.bound))
         if not best.layers:
             break

@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 
     Lengths = Sequence[int] | NDArray[np.int64]
 
-CALLS = 8000
+CALLS = 7000
 """Calls of the greedy on a step of 512 sequences and 64 ranks; larger steps get fewer, in proportion to their cost."""
 FEWEST_CALLS = 150
 CALLS_A_SEQUENCE = 20
 """Steps of few sequences have few plans."""
+BOUND_ROUNDS = 3
+LARGE_BOUND_ROUNDS = 2
 CALL_COST = 512 * 64 * 6
 
 
@@ -62,7 +64,7 @@ def _adaptive(problem: Problem) -> SequencePlan:
     search = Search(problem, _calls(problem))
     search.even()
     best = _found(search)
-    bound = lower_bound(problem, best)
+    bound = lower_bound(problem, best, BOUND_ROUNDS if _calls(problem) > FEWEST_CALLS else LARGE_BOUND_ROUNDS)
     search.target_s = bound.step_s
     limits = limits_of(bound.layers)
     if len(limits):
