@@ -192,9 +192,7 @@ def _summary(rows: list[Row]) -> dict[str, object]:
         "milp_steps_solved": len(solved),
         "milp_cut_over_adaptive": statistics.mean(milp / ours for ours, milp in cut) if cut else None,
         "milp_cut_steps_solved": len(cut),
-        "milp_steps_without_a_plan": sum(
-            row.milp_s is None and row.milp_solve_s is not None for row in rows
-        ),
+        "milp_steps_without_a_plan": sum(row.milp_s is None and row.milp_solve_s is not None for row in rows),
     }
 
 
