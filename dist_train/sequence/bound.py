@@ -72,6 +72,8 @@ class Bound:
     step_s: float
     layers: tuple[tuple[float, float], ...]
     """Pairs (seconds, how many micro-batches take about so long), falling. Counts may be fractions."""
+    whole_layers: tuple[tuple[float, float], ...] = ()
+    """The same when whole counts were asked for; empty when they were not."""
 
 
 def lower_bound(problem: Problem, horizon_s: float, rounds: int = 2) -> Bound:
@@ -84,9 +86,11 @@ def lower_bound(problem: Problem, horizon_s: float, rounds: int = 2) -> Bound:
     for i in range(rounds):
         program = _Program(relaxed, bucket(relaxed.lengths), edges, whole=0)
         solved = program.solve() if i < PLAIN_ROUNDS else program.branch(SOLVES)
-        best = replace(program.read(solved), step_s=max(best.step_s, SAFETY * solved.bound))
-        if not best.layers:
+        layers = program.read(solved).layers
+        best = replace(best, step_s=max(best.step_s, SAFETY * solved.bound))
+        if not layers:
             break
+        best = replace(best, layers=layers) if i < PLAIN_ROUNDS else replace(best, whole_layers=layers)
         edges = program.refined(solved)
     return _times(horizon_s, best)
 
@@ -108,7 +112,10 @@ def _in_units_of(unit_s: float, problem: Problem) -> Problem:
 
 
 def _times(unit_s: float, bound: Bound) -> Bound:
-    return Bound(bound.step_s * unit_s, tuple((seconds * unit_s, count) for seconds, count in bound.layers))
+    layers, whole = (
+        tuple((seconds * unit_s, count) for seconds, count in some) for some in (bound.layers, bound.whole_layers)
+    )
+    return Bound(bound.step_s * unit_s, layers, whole)
 
 
 def _with_few_kinds(problem: Problem) -> Problem:

@@ -83,12 +83,12 @@ def _solve(problem: Problem, search: Search) -> Bound:
     search.even()
     bound = lower_bound(problem, _found(search), BOUND_ROUNDS)
     search.target_s = bound.step_s
-    limits = limits_of(bound.layers)
-    if len(limits):
+    starts = [limits_of(layers) for layers in (bound.layers, bound.whole_layers) if layers]
+    for limits in starts:
         search.from_limits(limits)
         for packing in search.towers(limits):
             search.descend(packing)
-    search.trade(limits, one_more(search.limits_s))
+    search.trade(*starts, one_more(search.limits_s))
     return bound
 
 
