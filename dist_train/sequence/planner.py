@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Lengths = Sequence[int] | NDArray[np.int64]
 
-CALLS = 6000
+CALLS = 5000
 """Calls of the greedy on a step of 512 sequences and 64 ranks; larger steps get fewer, in proportion to their cost."""
 FEWEST_CALLS = 130
 CALLS_A_SEQUENCE = 20
