@@ -11,6 +11,7 @@ allowed. The makespan is counted with the true lengths.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +54,36 @@ def micro_batch_s(lengths: NDArray[np.int64], ranks: Ranks, cost: CostModel, lim
         program.row([(placed[q, p], 1.0) for p in range(len(groups)) if (q, p) in placed], float(count), float(count))
     values = program.solve(limit_s=limit_s).values
     return _makespan(values, placed, falling, edges, groups, cost) if len(values) else float("inf")
+
+
+def step_s(lengths: NDArray[np.int64], ranks: Ranks, cost: CostModel, limit_s: float, more: int) -> float:
+    """Seconds of a step cut and solved as published: M_min to M_min + `more` micro-batches, the fastest of these.
+
+    Sequences sorted by length are cut where the largest token count of a micro-batch is the smallest possible.
+    """
+    fewest = -(-int(lengths.sum()) // sum(ranks.capacity_tokens))
+    return min(
+        sum(micro_batch_s(held, ranks, cost, limit_s) for held in cut(lengths, many))
+        for many in range(fewest, fewest + more + 1)
+    )
+
+
+def cut(lengths: NDArray[np.int64], many: int) -> list[NDArray[np.int64]]:
+    """At most `many` runs of the sorted lengths whose largest token count is the smallest possible."""
+    falling = np.sort(lengths)[::-1]
+    low, high = max(int(falling[0]), -(-int(falling.sum()) // many)), int(falling.sum())
+    while low < high:
+        most = (low + high) // 2
+        low, high = (low, most) if len(_runs(falling, most)) <= many else (most + 1, high)
+    return _runs(falling, low)
+
+
+def _runs(falling: NDArray[np.int64], most_tokens: int) -> list[NDArray[np.int64]]:
+    """As few runs as there can be of at most so many tokens."""
+    total, edges = np.concatenate([[0], np.cumsum(falling)]), [0]
+    while edges[-1] < len(falling):
+        edges.append(int(np.searchsorted(total, total[edges[-1]] + most_tokens, side="right")) - 1)
+    return [falling[begin:end] for begin, end in itertools.pairwise(edges)]
 
 
 def bucket_edges(falling: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:

@@ -53,8 +53,12 @@ if TYPE_CHECKING:
     from dist_train.sequence.problem import Problem
 
 INTERVALS = 10
-FINE_INTERVALS = 20
+FINE_INTERVALS = 40
 MANY_KINDS = 16
+PLAIN_ROUNDS = 2
+"""Whole micro-batches are asked for after them."""
+SOLVES = 12
+"""Linear programs spent on whole z_j, the tallest first."""
 SNAP = 1.2
 """An edge moves up to a sequence's own time when that is less than this factor away."""
 SAFETY = 1 - 1e-6
@@ -68,20 +72,25 @@ class Bound:
     step_s: float
     layers: tuple[tuple[float, float], ...]
     """Pairs (seconds, how many micro-batches take about so long), falling. Counts may be fractions."""
+    whole_layers: tuple[tuple[float, float], ...] = ()
+    """The same when whole counts were asked for; empty when they were not."""
 
 
 def lower_bound(problem: Problem, horizon_s: float, rounds: int = 2) -> Bound:
     """The bound by the linear program, in tenths of a second. No micro-batch of an optimal plan may take longer than
-    `horizon_s`: the seconds of any known plan will do."""
+    `horizon_s`: the seconds of any known plan will do. From the third round on z_j shall be whole, as far as a few
+    more linear programs prove."""
     relaxed = _in_units_of(horizon_s, _with_few_kinds(problem))
     edges = _first_edges(relaxed, 1.0)
     best = Bound(0.0, ())
-    for _ in range(rounds):
+    for i in range(rounds):
         program = _Program(relaxed, bucket(relaxed.lengths), edges, whole=0)
-        solved = program.solve()
-        best = replace(program.read(solved), step_s=max(best.step_s, SAFETY * solved.bound))
-        if not best.layers:
+        solved = program.solve() if i < PLAIN_ROUNDS else program.branch(SOLVES)
+        layers = program.read(solved).layers
+        best = replace(best, step_s=max(best.step_s, SAFETY * solved.bound))
+        if not layers:
             break
+        best = replace(best, layers=layers) if i < PLAIN_ROUNDS else replace(best, whole_layers=layers)
         edges = program.refined(solved)
     return _times(horizon_s, best)
 
@@ -103,7 +112,10 @@ def _in_units_of(unit_s: float, problem: Problem) -> Problem:
 
 
 def _times(unit_s: float, bound: Bound) -> Bound:
-    return Bound(bound.step_s * unit_s, tuple((seconds * unit_s, count) for seconds, count in bound.layers))
+    layers, whole = (
+        tuple((seconds * unit_s, count) for seconds, count in some) for some in (bound.layers, bound.whole_layers)
+    )
+    return Bound(bound.step_s * unit_s, layers, whole)
 
 
 def _with_few_kinds(problem: Problem) -> Problem:
@@ -158,6 +170,9 @@ class _Program:
 
     def solve(self, limit_s: float = INFINITY) -> Solved:
         return self.program.solve(limit_s=limit_s)
+
+    def branch(self, solves: int) -> Solved:
+        return self.program.branch(self.z[::-1], solves)
 
     def read(self, solved: Solved) -> Bound:
         if not len(solved.values):

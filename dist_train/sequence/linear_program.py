@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,11 +11,13 @@ import highspy
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
 INFINITY = math.inf
+WHOLE = 1e-6
+"""A value this near a whole number is one."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,51 @@ class LinearProgram:
 
     def solve(self, gap: float = 1e-4, limit_s: float = INFINITY, nodes: int = 2**31 - 1) -> Solved:
         """The optimum, or what was found when a limit was met (a limit in seconds is not deterministic). Blocks."""
+        solver, is_mixed = self._solver(relaxed=False), any(self._integer)
+        for option, value in (("mip_rel_gap", gap), ("mip_max_nodes", nodes)):
+            solver.setOptionValue(option, value)
+        if limit_s < INFINITY:
+            solver.setOptionValue("time_limit", float(limit_s))
+        solver.run()
+        info = solver.getInfo()
+        has_solution = info.primal_solution_status == int(highspy.SolutionStatus.kSolutionStatusFeasible)
+        values = np.array(solver.getSolution().col_value) if has_solution else np.zeros(0)
+        if is_mixed:
+            return Solved(float(info.mip_dual_bound), values)
+        return _optimum(solver)
+
+    def branch(self, columns: Sequence[int], solves: int) -> Solved:
+        """The bound when `columns` shall be whole, by so many linear programs each begun where the last one ended. It
+        cuts where the bound is lowest, at the first of the columns that is not whole; the values are of that place."""
+        solver = self._solver(relaxed=True)
+        solver.run()
+        root = _optimum(solver)
+        nodes: list[tuple[float, int, dict[int, tuple[float, float]], Solved]] = [(root.bound, 0, {}, root)]
+        solved = 1
+        while len(nodes[0][3].values) and solved + 1 < solves:
+            bound, _, within, solution = nodes[0]
+            broken = [one for one in columns if abs(solution.values[one] - round(solution.values[one])) > WHOLE]
+            if not broken:
+                break
+            heapq.heappop(nodes)
+            cut, least = broken[0], math.floor(solution.values[broken[0]])
+            low, high = within.get(cut, (self._lower[cut], self._upper[cut]))
+            for part in ((low, float(least)), (least + 1.0, high)):
+                child = {**within, cut: part}
+                for column in columns:
+                    solver.changeColBounds(column, *child.get(column, (self._lower[column], self._upper[column])))
+                solver.run()
+                solved += 1
+                if solver.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
+                    continue
+                found = _optimum(solver)
+                # A program that was not solved to the end proves no more than the one it was cut from.
+                heapq.heappush(nodes, (max(bound, found.bound), solved, child, found))
+            if not nodes:
+                return Solved(INFINITY, np.zeros(0))
+        return Solved(nodes[0][0], nodes[0][3].values)
+
+    def _solver(self, *, relaxed: bool) -> highspy.Highs:
         program = highspy.HighsLp()
         program.num_col_, program.num_row_ = len(self._cost), len(self._row_lower)
         program.col_cost_, program.col_lower_ = np.array(self._cost), np.array(self._lower)
@@ -68,22 +116,17 @@ class LinearProgram:
         program.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
         program.a_matrix_.start_ = np.array(self._starts)
         program.a_matrix_.index_, program.a_matrix_.value_ = np.array(self._columns), np.array(self._factors)
-        is_mixed = any(self._integer)
-        if is_mixed:
+        if any(self._integer) and not relaxed:
             kinds = highspy.HighsVarType
             program.integrality_ = [kinds.kInteger if whole else kinds.kContinuous for whole in self._integer]
         solver = highspy.Highs()  # type: ignore[no-untyped-call]
-        for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 0), ("mip_rel_gap", gap)):
+        for option, value in (("output_flag", False), ("threads", 1), ("random_seed", 0)):
             solver.setOptionValue(option, value)
-        solver.setOptionValue("mip_max_nodes", nodes)
-        if limit_s < INFINITY:
-            solver.setOptionValue("time_limit", float(limit_s))
         solver.passModel(program)
-        solver.run()
-        info = solver.getInfo()
-        has_solution = info.primal_solution_status == int(highspy.SolutionStatus.kSolutionStatusFeasible)
-        values = np.array(solver.getSolution().col_value) if has_solution else np.zeros(0)
-        if is_mixed:
-            return Solved(float(info.mip_dual_bound), values)
-        is_optimal = solver.getModelStatus() == highspy.HighsModelStatus.kOptimal
-        return Solved(float(info.objective_function_value) if is_optimal else -INFINITY, values)
+        return solver
+
+
+def _optimum(solver: highspy.Highs) -> Solved:
+    if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+        return Solved(-INFINITY, np.zeros(0))
+    return Solved(float(solver.getInfo().objective_function_value), np.array(solver.getSolution().col_value))

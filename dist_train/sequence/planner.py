@@ -17,8 +17,8 @@ from dist_train.sequence.bound import Bound, lower_bound
 from dist_train.sequence.errors import PlanningError
 from dist_train.sequence.placement import placed
 from dist_train.sequence.plan import SequencePlan
-from dist_train.sequence.problem import Problem, problem_of
-from dist_train.sequence.search import Search, limits_of
+from dist_train.sequence.problem import Problem, problem_of, sample_of
+from dist_train.sequence.search import Search, limits_of, one_more
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,11 +31,15 @@ if TYPE_CHECKING:
 
     Lengths = Sequence[int] | NDArray[np.int64]
 
-CALLS = 6000
+CALLS = 5000
 """Calls of the greedy on a step of 512 sequences and 64 ranks; larger steps get fewer, in proportion to their cost."""
-FEWEST_CALLS = 400
+FEWEST_CALLS = 130
 CALLS_A_SEQUENCE = 20
 """Steps of few sequences have few plans."""
+BOUND_ROUNDS = 3
+LARGE_BOUND_ROUNDS = 2
+SAMPLED_RANKS = 64
+"""More equal ranks than twice as many are first planned for as so many, with a part of the sequences."""
 CALL_COST = 512 * 64 * 6
 
 
@@ -47,7 +51,7 @@ def plan_step(lengths: Lengths, ranks: Ranks, cost: CostModel, planner: str = "a
     started = time.perf_counter()
     match planner.split(":"):
         case ["adaptive"]:
-            plan = _adaptive(problem_of(lengths, ranks, cost))
+            plan = _adaptive(problem_of(lengths, ranks, cost), cost)
         case ["best-homogeneous"]:
             plan = _best_homogeneous(lengths, ranks, cost)
         case ["static", degree] if degree.isascii() and degree.isdigit() and int(degree) in ranks.degrees:
@@ -58,19 +62,34 @@ def plan_step(lengths: Lengths, ranks: Ranks, cost: CostModel, planner: str = "a
     return replace(plan, planner=planner, solve_s=time.perf_counter() - started)
 
 
-def _adaptive(problem: Problem) -> SequencePlan:
-    search = Search(problem, _calls(problem))
-    search.even()
-    best = _found(search)
-    bound = lower_bound(problem, best)
+def _adaptive(problem: Problem, cost: CostModel) -> SequencePlan:
+    search, sample = Search(problem, _calls(problem)), sample_of(problem, cost, SAMPLED_RANKS)
+    if sample is None:
+        return _plan(problem, search, _solve(problem, search))
+    # A large step has the limits of a small one that looks like it; each call of the greedy is dear.
+    small = Search(sample, _calls(sample) // 2)
+    _solve(sample, small)
+    _found(small)
+    for limits in (small.limits_s, one_more(small.limits_s)):
+        search.trade_from(limits, _calls(problem) // 4)
+    bound = lower_bound(problem, _found(search), LARGE_BOUND_ROUNDS)
     search.target_s = bound.step_s
-    limits = limits_of(bound.layers)
-    if len(limits):
+    search.trade()
+    return _plan(problem, search, bound)
+
+
+def _solve(problem: Problem, search: Search) -> Bound:
+    """Searches for the best packing; the bound."""
+    search.even()
+    bound = lower_bound(problem, _found(search), BOUND_ROUNDS)
+    search.target_s = bound.step_s
+    starts = [limits_of(layers) for layers in (bound.layers, bound.whole_layers) if layers]
+    for limits in starts:
         search.from_limits(limits)
         for packing in search.towers(limits):
             search.descend(packing)
-    search.trade()
-    return _plan(problem, search, bound)
+    search.trade(*starts, one_more(search.limits_s))
+    return bound
 
 
 def _best_homogeneous(lengths: Lengths, ranks: Ranks, cost: CostModel) -> SequencePlan:

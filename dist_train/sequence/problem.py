@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dist_train.sequence.errors import PlanningError
+from dist_train.sequence.ranks import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dist_train.sequence.cost import CostModel
-    from dist_train.sequence.ranks import Ranks, Slot
+    from dist_train.sequence.ranks import Slot
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,22 @@ def problem_of(
         on_kind=np.array([[_count(kind[0], ranks, one) for one in rank_kinds] for kind in kinds]),
         rank_kinds=np.array([sum(_count(slot, ranks, one) for slot in _singles(ranks)) for one in rank_kinds]),
     )
+
+
+def sample_of(problem: Problem, cost: CostModel, ranks: int) -> Problem | None:
+    """A step of at least `ranks` ranks and as large a part of the sequences, every f-th of them: its micro-batches are
+    about those of the whole. None when the ranks are unequal or not twice as many, or the longest sequence needs more
+    of them."""
+    part = 1
+    while problem.ranks.is_uniform and len(problem.ranks) >= 2 * part * ranks:
+        if problem.lengths[0] * 2 * part > sum(problem.ranks.capacity_tokens):
+            break
+        part *= 2
+    if part == 1:
+        return None
+    few, all_ranks = len(problem.ranks) // part, problem.ranks
+    sampled = Ranks(all_ranks.capacity_tokens[:few], all_ranks.speed[:few], all_ranks.max_degree)
+    return problem_of(problem.lengths[part // 2 :: part], sampled, cost)
 
 
 def _singles(ranks: Ranks) -> tuple[Slot, ...]:

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 JOIN_DEGREES = (8, 2**30)
 """Tried one after another: groups of above 8 ranks usually span machines."""
-TRADE = 0.08
-"""The most that a trade changes a limit by, as a part of it."""
 STEPS = 8
+ONE_MORE = 0.9
+TRADES = 2
+"""Rounds of trades from the best packing."""
 TALL = 6
 """Sequences whose own times are tried as limits."""
 MORE_MICRO_BATCHES = 4
@@ -56,6 +57,11 @@ class Search:
         """Whether all calls are spent, or nothing is left to gain."""
         is_perfect = self.best is not None and self.best.step_s <= self.target_s * (1 + EXACT)
         return is_perfect or self._packer.calls >= self._calls
+
+    @property
+    def limits_s(self) -> NDArray[np.float64]:
+        """(M,) falling: the seconds of the best packing's micro-batches; empty without one."""
+        return np.zeros(0) if self.best is None else _falling(self.best)
 
     def even(self) -> None:
         """Starts from equal limits, for M_min micro-batches and more until one more is no better."""
@@ -137,27 +143,26 @@ class Search:
             if now.sum() > before * (1 - 1e-3):
                 return
 
-    def trade(self, seed: int = 0) -> None:
-        """Trades between limits around the best packing until the calls are spent."""
-        random = np.random.default_rng(seed)
-        if self.best is None:
-            return
-        now = _falling(self.best)
-        idle = 0
-        while not self.is_over and idle < 100_000:
-            wanted = self._traded(now, random)
-            idle += 1
-            if wanted.sum() < now.sum() * (1 - 1e-6):
-                found = self._tried(wanted)
-                if found is not None and found.step_s < now.sum():
-                    now = _falling(found)
+    def trade(self, *starts_s: NDArray[np.float64]) -> None:
+        """Spends the calls that are left on random trades between limits: in equal parts from each of `starts_s`, from
+        the best packing, and from what is the best then."""
+        starts = [start_s for start_s in starts_s if len(start_s)]
+        part = max(0, self._calls - self._packer.calls) // (len(starts) + TRADES)
+        for seed in range(len(starts) + TRADES):
+            if seed < len(starts):
+                self.trade_from(starts[seed], part, seed)
+            elif self.best is not None:
+                self.trade_from(_falling(self.best), part, seed)
 
-    def _traded(self, now: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float64]:
-        extra = now - self._fixed_s
-        raised = random.choice(len(now), size=min(len(now), int(random.integers(0, 3))), replace=False)
-        change = np.where(random.random(len(now)) < 0.6, -random.random(len(now)), 0.0)
-        change[raised] = random.random(len(raised))
-        return np.sort(self._fixed_s + extra * (1 + TRADE * change * random.random()))[::-1]
+    def trade_from(self, start_s: NDArray[np.float64], calls: int, seed: int = 0) -> None:
+        """Spends so many calls on trades that begin with limits of `start_s`, raised as far as they must be."""
+        if self.is_over or not calls:
+            return
+        joins = (self._join_degrees[0], self._join_degrees[-1])
+        found = self._packer.trade(np.ascontiguousarray(start_s), joins, calls, seed)
+        if found is not None:
+            found = without_empty(found)
+            self.best = found if self.best is None or found.step_s < self.best.step_s else self.best
 
     def _lowered(self, now: NDArray[np.float64], chosen: slice) -> NDArray[np.float64]:
         """Limits after a bisection on a factor for the chosen ones."""
@@ -222,6 +227,11 @@ def limits_of(layers: Iterable[tuple[float, float]]) -> NDArray[np.float64]:
     if room < 0.5:
         limits.append(poured / (1 - room))
     return np.array(limits)
+
+
+def one_more(limits_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Lower limits for one micro-batch more."""
+    return ONE_MORE * np.append(limits_s, limits_s[-1:])
 
 
 def _falling(packing: Packing) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from dist_train.sequence.cost import REFERENCE_7B, CostModel
 from dist_train.sequence.errors import PlanningError
 from dist_train.sequence.plan import SequencePlan
 from dist_train.sequence.planner import plan_step
-from dist_train.sequence.problem import problem_of
+from dist_train.sequence.problem import problem_of, sample_of
 from dist_train.sequence.ranks import Ranks
 
 PLANNERS = ("adaptive", "best-homogeneous")
@@ -143,6 +143,23 @@ def test_a_long_tailed_step_is_near_its_bound_and_no_worse_than_equal_groups(cou
     assert_sound(adaptive, lengths, ranks, REFERENCE_7B)
     assert adaptive.predicted_s / adaptive.lower_bound_s < 1.1
     assert adaptive.predicted_s <= plan_step(lengths, ranks, REFERENCE_7B, "best-homogeneous").predicted_s
+
+
+def test_a_step_of_many_ranks_is_planned_from_a_sample_of_it() -> None:
+    random = np.random.default_rng(11)
+    lengths = [int(length) for length in np.minimum(random.lognormal(6.9, 1.4, 600), 80_000)]
+    ranks = Ranks.equal(256, 6449)
+    problem = problem_of(lengths, ranks, REFERENCE_7B)
+    sample = sample_of(problem, REFERENCE_7B, 64)
+    assert sample is not None
+    assert len(sample.ranks) == 64
+    assert len(sample.lengths) == 150
+    plan = plan_step(lengths, ranks, REFERENCE_7B)
+    assert_sound(plan, lengths, ranks, REFERENCE_7B)
+    assert plan.predicted_s / plan.lower_bound_s < 1.25
+    assert plan.predicted_s <= plan_step(lengths, ranks, REFERENCE_7B, "best-homogeneous").predicted_s
+    one = problem_of([256 * 6449], ranks, REFERENCE_7B)
+    assert sample_of(one, REFERENCE_7B, 64) is None, "fewer ranks would not hold it"
 
 
 def test_static_groups_all_have_the_one_degree() -> None:
