@@ -27,6 +27,7 @@ from benchmarks.chaos.history import History
 from comms import failpoints
 from dist_train.config import Config
 from dist_train.run_directory import RunDirectory, write_atomically
+from launcher.members import processes_beside, threads_of
 
 if TYPE_CHECKING:
     from launcher.star import Star
@@ -130,7 +131,8 @@ class Members:
         self._readers[-1].start()
         inside = None if self.star is None else f"/proc/{os.getpid()}/fd/{self.star.descriptor(member)}"
         facts = (member, arguments, str(pipe), inside, str(self._fired(member)))
-        self.processes[member] = self._context.Process(target=run_member, args=facts, kwargs={"step_s": self._step_s})
+        pace = {"step_s": self._step_s, "threads": threads_of(processes_beside(self.config))}
+        self.processes[member] = self._context.Process(target=run_member, args=facts, kwargs=pace)
         self.processes[member].start()
         self.history.add("started", member=member, number=number, pid=self.pid(member))
 
@@ -153,8 +155,13 @@ def _said(line: str) -> dict[str, Any]:
         return {"message": line}
 
 
-def run_member(member: str, arguments: list[str], pipe: str, inside: str | None, fired: str, *, step_s: float) -> None:
-    """The life of a member's process: one command of dist-train, on its own machine, at the pace of a given device."""
+def run_member(
+    member: str, arguments: list[str], pipe: str, inside: str | None, fired: str, *, step_s: float, threads: int
+) -> None:
+    """The life of a member's process: one command of dist-train, on its own machine, at the pace of a given device.
+
+    Its share of this machine's cores is what `dist-train launch` would give it.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     log = os.open(pipe, os.O_WRONLY)
     os.dup2(log, 1)
@@ -168,6 +175,9 @@ def run_member(member: str, arguments: list[str], pipe: str, inside: str | None,
 
         move_into(inside)
     if member != COORDINATOR:
+        import torch  # noqa: PLC0415 - a coordinator has none
+
+        torch.set_num_threads(threads)
         _keep_pace(step_s)
     code = cli.run(arguments)
     sys.stderr.flush()
