@@ -78,6 +78,7 @@ class TransportSettings:
     outage_deadline_s: float
     whereabouts: Callable[[], str | None] | None = None
     """Says where the coordinator is now, as far as that is known; may take seconds. None: it does not move."""
+    liveness_deadline_s: float = 15.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class GrpcTransport:
         self._ledger = ledger
         self._inbox = queue.Queue[CoordinatorMessage | CommsError]()
         self._uploads: list[Future[None]] = []
-        self._channels = Channels(settings.security)
+        self._channels = Channels(settings.security, settings.liveness_deadline_s)
         self._was_heard = False
         self._join: Join | None = None
         self._report: Report | None = None
