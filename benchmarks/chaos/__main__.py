@@ -23,6 +23,7 @@ from benchmarks.chaos.checks import recovery_times_s, violations
 from benchmarks.chaos.faults import FAULTS, NEWCOMER, Attack, schedule
 from benchmarks.chaos.forwarders import Forwarders
 from benchmarks.chaos.history import VERSION, History, Record, add_outcome, read
+from benchmarks.chaos.machine import busy_cores, busy_s
 from benchmarks.chaos.members import COORDINATOR, Members
 from benchmarks.chaos.throughput import throughput
 from benchmarks.chaos.tiny import STEPS, compile_codec, tiny_run, write_corpus
@@ -56,15 +57,15 @@ def hurt(arguments: argparse.Namespace, folder: Path) -> Path:
         )  # fmt: skip
         with Members(config, history, arguments.round_s / STEPS, cables) as members:
             _begin(members, replicas)
-            history.add("phase", phase="baseline")
+            _mark(history, "baseline")
             for _ in range(LEAST_ROUNDS):
                 _sees_commit_of(members, set(), START_PATIENCE_S)
             time.sleep(arguments.baseline_s)
-            history.add("phase", phase="chaos")
+            _mark(history, "chaos")
             _attack(members, replicas, arguments)
-            history.add("phase", phase="quiet")
+            _mark(history, "quiet")
             _calm_down(members)
-            history.add("phase", phase="end")
+            _mark(history, "end")
             _end(members)
         add_outcome(history, members.directory)
         history.close()
@@ -78,8 +79,13 @@ def _star(members: list[str]) -> Star:
     return Star(members)
 
 
+def _mark(history: History, phase: str) -> None:
+    """Begins a part of the run; notes how long the machine's cores have been busy, whoever it was for."""
+    history.add("phase", phase=phase, busy_s=busy_s())
+
+
 def _begin(members: Members, replicas: list[str]) -> None:
-    members.history.add("phase", phase="start")
+    _mark(members.history, "start")
     members.start_coordinator()
     for replica in replicas:
         members.start_replica(replica)
@@ -136,6 +142,7 @@ def judged(records: list[Record]) -> dict[str, Any]:
         "rounds": len(rounds),
         "faults": {fault: faults.count(fault) for fault in FAULTS if fault in faults},
         "violations": violations(records),
+        "busy_cores": busy_cores(records),
         "throughput": throughput(records),
         "recovery_s": {
             fault: {"median": statistics.median(taken), "worst": max(taken)}

@@ -17,7 +17,7 @@ def tiny_run(directory: Path, source: str, *, replicas: int, most_replicas: int,
     return parse(
         {
             "run": {"name": "chaos", "directory": str(directory), "seed": 7},
-            "model": {"hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64},
+            "model": {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64},
             "data": {"source": source, "sequence_tokens": 64, "validation_tokens": 512, "validation_fraction": 0.1},
             "inner": {"steps": STEPS, "batch_tokens": 256, "lr": 1e-3},
             "outer": {"rounds": MOST_ROUNDS},
