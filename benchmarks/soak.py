@@ -30,7 +30,7 @@ def soak(replicas: int, minutes: float, step_s: float, folder: Path) -> dict[str
     compile_codec(config)
     history = History(folder / "history.jsonl")
     watched = (COORDINATOR, config.replica[0].id)
-    samples: list[tuple[float, int, int]] = []
+    samples: list[list[float]] = []
     with Members(config, history, step_s, fork=False) as members:
         members.start_coordinator()
         for replica in config.replica:
@@ -39,7 +39,7 @@ def soak(replicas: int, minutes: float, step_s: float, folder: Path) -> dict[str
             raise RuntimeError(f"no round was committed in {START_PATIENCE_S:g} s; see {folder}/history.jsonl")
         started_s = time.monotonic()
         while (elapsed_s := time.monotonic() - started_s) < 60 * minutes:
-            samples.append((elapsed_s, *(members.resident_bytes(member) for member in watched)))  # type: ignore[arg-type]
+            samples.append([elapsed_s, *map(members.resident_bytes, watched)])
             if any(members.processes[member].exitcode is not None for member in members.processes):
                 raise RuntimeError(f"a member has ended; see {folder}/history.jsonl")
             time.sleep(SAMPLED_EVERY_S)

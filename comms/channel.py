@@ -7,6 +7,7 @@ peer is known by the name in its certificate, wherever it is, and both ends take
 from __future__ import annotations
 
 import ipaddress
+import math
 import resource
 import socket
 from collections.abc import Sequence
@@ -29,12 +30,13 @@ MOST_CALLS = 4096
 MOST_CALLS_A_CONNECTION = 256
 """More are kept waiting at the caller's end."""
 _KEEPALIVE_MS = 20_000
+_ACKNOWLEDGED_WITHIN_S, _CONNECTED_WITHIN_S = 10.0, 3.0
+"""How long a peer's kernel may leave bytes unacknowledged, and one attempt to connect may take, at most."""
 _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_send_message_length", MOST_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES),
     # Many routers forget a silent connection after minutes; both ends agree to ping well before that.
     ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )
@@ -43,13 +45,11 @@ _CHANNEL_OPTIONS = (
     # Peers are dialled directly: a proxy set for web traffic is none of ours.
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    # By its name a pause, in truth how long one attempt to connect may take: TLS to the other side of the earth, over a
-    # line that is busy, needs its seconds. Whoever is refused tries again after the initial pause all the same.
-    ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 _SERVER_OPTIONS = (
     *_OPTIONS,
+    ("grpc.keepalive_timeout_ms", int(1000 * _ACKNOWLEDGED_WITHIN_S)),
     ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
     # Without this, a second server on a port in use would silently take half of its connections.
     ("grpc.so_reuseport", 0),
@@ -112,20 +112,34 @@ def open_blocking_channel(address: str, peer: str, security: Security) -> grpc.C
     require_permission(address, security)
     address = network.way_to(peer, address)
     if not isinstance(security, Tls):
-        return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        return grpc.insecure_channel(address, options=_options())
     keys = read_keys(security.certificates, security.member)
     return grpc.secure_channel(address, channel_credentials(keys), options=_options_for(peer))
 
 
-def _open(address: str, peer: str, keys: Keys | None) -> grpc.aio.Channel:
+def _open(address: str, peer: str, keys: Keys | None, silence_s: float = math.inf) -> grpc.aio.Channel:
     address = network.way_to(peer, address)
     if keys is None:
-        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(address, channel_credentials(keys), options=_options_for(peer))
+        return grpc.aio.insecure_channel(address, options=_options(silence_s))
+    return grpc.aio.secure_channel(address, channel_credentials(keys), options=_options_for(peer, silence_s))
 
 
-def _options_for(peer: str) -> Sequence[tuple[str, int | str]]:
-    return (*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", dns_name(peer)))
+def _options(silence_s: float = math.inf) -> Sequence[tuple[str, int | str]]:
+    """`silence_s`: how long a peer that lives may be silent. Bytes that nobody acknowledges for so long break the
+    connection, so that a line that comes back is found by a new one: on the old one TCP's pauses have doubled by then.
+    """
+    acknowledged_s, connected_s = min(_ACKNOWLEDGED_WITHIN_S, silence_s), min(_CONNECTED_WITHIN_S, 2 * silence_s)
+    return (
+        *_CHANNEL_OPTIONS,
+        ("grpc.keepalive_timeout_ms", int(1000 * acknowledged_s)),  # TCP_USER_TIMEOUT, too
+        # By its name a pause, in truth how long one attempt to connect may take: TLS to the other side of the earth,
+        # over a line that is busy, needs its seconds. Whoever is refused tries again after the initial pause.
+        ("grpc.min_reconnect_backoff_ms", int(1000 * connected_s)),
+    )
+
+
+def _options_for(peer: str, silence_s: float = math.inf) -> Sequence[tuple[str, int | str]]:
+    return (*_options(silence_s), ("grpc.ssl_target_name_override", dns_name(peer)))
 
 
 class Channels:
@@ -134,9 +148,10 @@ class Channels:
     What is under way on an old channel goes on there; channels are closed together, at the end.
     """
 
-    def __init__(self, security: Security) -> None:
-        """CertificateError when the member's files are not usable."""
+    def __init__(self, security: Security, silence_s: float = math.inf) -> None:
+        """`silence_s`: how long a living peer may be silent. CertificateError when the member's files are no good."""
         self._security = security
+        self._silence_s = silence_s
         self._files = KeyFiles(security.certificates, security.member) if isinstance(security, Tls) else None
         self._open: dict[tuple[str, str], grpc.aio.Channel] = {}
         self._retired: list[grpc.aio.Channel] = []
@@ -148,7 +163,8 @@ class Channels:
             self._open.clear()
         if (peer, address) not in self._open:
             require_permission(address, self._security)
-            self._open[peer, address] = _open(address, peer, None if self._files is None else self._files.keys)
+            keys = None if self._files is None else self._files.keys
+            self._open[peer, address] = _open(address, peer, keys, self._silence_s)
         return self._open[peer, address]
 
     async def close(self) -> None:

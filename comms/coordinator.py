@@ -32,7 +32,7 @@ from comms.marks import Marks
 from comms.meetings import MeetingService
 from comms.payloads import PayloadService
 from comms.probe_service import ProbeService
-from comms.rounds import advance, next_deadline_s
+from comms.rounds import advance, next_deadline_s, silent_from_s
 from comms.run_state import (
     Alive,
     Event,
@@ -279,10 +279,10 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
 
     def _member_state(self, state: RunState, replica: str) -> str:
         member = state.members[replica]
-        silent_s = time.monotonic() - member.last_heard_s
-        if silent_s > state.rules.liveness_deadline_s or member.gone_since_s is not None:
+        now_s = time.monotonic()
+        if now_s > silent_from_s(member, state.rules):
             return "away"
-        if silent_s > state.rules.liveness_deadline_s / 2:
+        if member.gone_since_s is not None or now_s > member.last_heard_s + state.rules.liveness_deadline_s / 2:
             return "silent"
         if member.applied_round < state.committed_round:
             return "applying" if member.planned_round > state.committed_round else "catching-up"

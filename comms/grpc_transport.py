@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -78,6 +78,7 @@ class TransportSettings:
     outage_deadline_s: float
     whereabouts: Callable[[], str | None] | None = None
     """Says where the coordinator is now, as far as that is known; may take seconds. None: it does not move."""
+    liveness_deadline_s: float = 15.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,12 @@ class _Search:
     deadline_s: float
 
 
+def _is_lost(owner: str, sources: Sequence[Holder], empty: Container[str]) -> bool:
+    """Whether nobody can give an owner's payload: it is not among those who are there, and they don't hold it."""
+    there = {source.replica for source in sources}
+    return owner not in there and all(replica in empty for replica in there)
+
+
 class GrpcTransport:
     """A `Transport` over gRPC. Opens its server (route "direct") when it is made: see `address`."""
 
@@ -101,7 +108,7 @@ class GrpcTransport:
         self._ledger = ledger
         self._inbox = queue.Queue[CoordinatorMessage | CommsError]()
         self._uploads: list[Future[None]] = []
-        self._channels = Channels(settings.security)
+        self._channels = Channels(settings.security, settings.liveness_deadline_s)
         self._was_heard = False
         self._join: Join | None = None
         self._report: Report | None = None
@@ -397,18 +404,17 @@ class GrpcTransport:
         sources = self._sources(entry.replica, search.holders)
         why = "nobody who is there holds it"
         while True:
-            gone = True
+            empty = set[str]()
             for source in sources:
                 remaining_s = search.deadline_s - time.monotonic()
                 if remaining_s <= 0:
                     break
                 try:
-                    channel = self._channels.to(source.replica, source.address)
-                    client = PayloadClient(channel, source.replica, self._ledger)
-                    await client.get(parcel, received, remaining_s)
+                    await self._get(source, parcel, received, remaining_s)
                 except grpc.aio.AioRpcError as error:
                     why = f"{source.replica} at {source.address}: {error.details() or error.code().name}"
-                    gone = gone and error.code() is grpc.StatusCode.NOT_FOUND
+                    if error.code() is grpc.StatusCode.NOT_FOUND:
+                        empty.add(source.replica)
                 except CommsError as error:
                     why = str(error)
                 else:
@@ -416,7 +422,7 @@ class GrpcTransport:
                     self._store.put(payload)
                     return payload
             present = await self._present()
-            lost = gone and present is not None and entry.replica not in {holder.replica for holder in present}
+            lost = present is not None and _is_lost(entry.replica, self._sources(entry.replica, present), empty)
             if time.monotonic() + _RETRY_S >= search.deadline_s or (lost and not search.committed):
                 return Problem(
                     entry.digest,
@@ -424,6 +430,23 @@ class GrpcTransport:
                 )
             await asyncio.sleep(_RETRY_S)
             sources = sources if present is None else self._sources(entry.replica, present)
+
+    async def _get(self, source: Holder, parcel: Parcel, received: bytearray, remaining_s: float) -> None:
+        """Appends the rest of a payload to `received`; CommsError when it stands still because its source is away."""
+        client = PayloadClient(self._channels.to(source.replica, source.address), source.replica, self._ledger)
+        getting = asyncio.create_task(client.get(parcel, received, remaining_s))
+        try:
+            while True:
+                before = len(received)
+                done, _ = await asyncio.wait({getting}, timeout=2 * self._settings.heartbeat_s)
+                if done:
+                    getting.result()
+                    return
+                present = None if len(received) > before else await self._present()
+                if present is not None and source.replica not in {COORDINATOR, *(one.replica for one in present)}:
+                    raise CommsError(f"{source.replica} at {source.address}: it is away, and sends nothing")
+        finally:
+            getting.cancel()
 
     async def _present(self) -> tuple[Holder, ...] | None:
         """Who serves payloads now, by the coordinator's word; None when it does not answer."""

@@ -34,6 +34,8 @@ FETCHES_AT_ONCE = 2
 """Payloads of one owner that a replica gets: while one is asked for and checked, the other keeps the link busy."""
 CALL_BYTES = 350
 """About what a call takes beside its stream: a request, headers and trailers, in a packet each."""
+_MOST_LATELY, _LATELY_BYTES, _LARGEST_LATELY_BYTES = 256, 2**24, 2**20
+"""What is kept of payloads that were read lately, and how large one of them may be."""
 _KINDS: dict[str, Kind] = {"pseudo_gradient": "pseudo_gradient", "state_transfer": "state_transfer"}
 
 
@@ -87,6 +89,7 @@ class PayloadService(pb_grpc.PayloadsServicer):
         self._uploads = uploads
         self._pace = pace or Pace()
         self._turns = Turns(MOST_GETS)
+        self._lately = _Lately()
 
     async def Get(
         self, request: pb.GetRequest, context: grpc.aio.ServicerContext[pb.GetRequest, pb.Chunk]
@@ -102,9 +105,12 @@ class PayloadService(pb_grpc.PayloadsServicer):
             await refuse(context, error)
         self._ledger.control(peer=peer, direction="received", num_bytes=request.ByteSize())
         async with self._turns.of(caller_of(context) or context.peer()):
-            payload = await asyncio.to_thread(self._look_up, digest)
+            payload = self._lately.get(digest)
+            if payload is None:
+                payload = await asyncio.to_thread(self._look_up, digest)
             if payload is None:
                 await context.abort(grpc.StatusCode.NOT_FOUND, f"payload {digest[:12]} is not here")
+            self._lately.keep(digest, payload)
             started_s, sent_bytes = time.monotonic(), 0
             leash = _Leash(self._pace, context)
             try:
@@ -176,6 +182,27 @@ class PayloadService(pb_grpc.PayloadsServicer):
                 )  # fmt: skip
         if (incoming.num_bytes, incoming.digest) != (parcel.num_bytes, parcel.digest):
             raise WrongDigest(f"payload {parcel.digest[:12]} is not what its digest says")
+
+
+class _Lately:
+    """Small payloads as they were read and checked: all others of a round ask for the same within milliseconds."""
+
+    def __init__(self) -> None:
+        self._payloads: dict[str, bytes] = {}
+        self._num_bytes = 0
+
+    def get(self, digest: str) -> bytes | None:
+        """The payload, when it is kept."""
+        return self._payloads.get(digest)
+
+    def keep(self, digest: str, payload: bytes) -> None:
+        """Keeps it, and lets the oldest go."""
+        if digest in self._payloads or len(payload) > _LARGEST_LATELY_BYTES:
+            return
+        self._payloads[digest] = payload
+        self._num_bytes += len(payload)
+        while self._num_bytes > _LATELY_BYTES or len(self._payloads) > _MOST_LATELY:
+            self._num_bytes -= len(self._payloads.pop(next(iter(self._payloads))))
 
 
 class _Leash:

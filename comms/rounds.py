@@ -92,7 +92,7 @@ def next_deadline_s(state: RunState, now_s: float) -> float:
     rules = state.rules
     if state.phase in (Phase.DONE, Phase.FAILED):
         return math.inf
-    moments = [_silent_from_s(member, rules) for member in state.members.values()]
+    moments = [silent_from_s(member, rules) for member in state.members.values()]
     if state.phase is Phase.GATHER:
         moments.append(state.since_s + rules.gather_deadline_s)
     if state.short_since_s is not None:
@@ -713,7 +713,7 @@ class _Step:
         return self._present() < self.state.rules.min_replicas
 
     def _living(self) -> set[str]:
-        return {r for r, m in self.state.members.items() if _silent_from_s(m, self.state.rules) > self.now_s}
+        return {r for r, m in self.state.members.items() if silent_from_s(m, self.state.rules) > self.now_s}
 
     def _is_current(self, replica: str) -> bool:
         return self.state.members[replica].applied_round == self.state.committed_round
@@ -766,7 +766,7 @@ def _unusable(report: Report, lease: Lease, rules: RoundRules) -> str:
     return "" if trained else "it has trained on nothing of its lease"
 
 
-def _silent_from_s(member: Member, rules: RoundRules) -> float:
+def silent_from_s(member: Member, rules: RoundRules) -> float:
     """From when on a member counts as dead, if nothing more is heard of it, or its stream is not opened anew."""
     silent_s = member.last_heard_s + rules.liveness_deadline_s
     return silent_s if member.gone_since_s is None else min(silent_s, member.gone_since_s + rules.reconnect_deadline_s)

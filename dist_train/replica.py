@@ -82,6 +82,7 @@ def run_replica(
             fetch_deadline_s=config.exchange.fetch_deadline_s,
             outage_deadline_s=config.exchange.outage_deadline_s,
             whereabouts=None if discovery is None else partial(discovery.find, COORDINATOR, LOOK_S),
+            liveness_deadline_s=config.exchange.liveness_deadline_s,
         )
         own = GrpcTransport(settings, PayloadStore(directory.payloads(replica_id)), ledger)
         if discovery is not None and crew.rank == 0 and own.address:

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.chaos.checks import recovery_times_s, violations
 from benchmarks.chaos.faults import FAULTS, NEWCOMER, Attack, schedule
+from benchmarks.chaos.forwarders import Forwarders
 from benchmarks.chaos.history import VERSION, History, Record, add_outcome, read
+from benchmarks.chaos.machine import busy_cores, busy_s
 from benchmarks.chaos.members import COORDINATOR, Members
 from benchmarks.chaos.throughput import throughput
 from benchmarks.chaos.tiny import STEPS, compile_codec, tiny_run, write_corpus
@@ -40,10 +42,12 @@ def hurt(arguments: argparse.Namespace, folder: Path) -> Path:
     """Runs, hurts and ends a run; the file of its history."""
     replicas = [f"r{number}" for number in range(arguments.replicas)]
     with ExitStack() as stack:
-        star = stack.enter_context(_star([COORDINATOR, *replicas, NEWCOMER])) if not arguments.loopback else None
+        everybody = [COORDINATOR, *replicas, NEWCOMER]
+        links = folder / "links.json"
+        cables = Forwarders(links, everybody) if arguments.loopback else stack.enter_context(_star(everybody))
         config = tiny_run(
             folder / "run", write_corpus(folder / "corpus"), replicas=len(replicas), most_replicas=len(replicas) + 1,
-            security="insecure" if star else "loopback",
+            security="loopback" if arguments.loopback else "insecure",
         )  # fmt: skip
         compile_codec(config)
         history = History(folder / "history.jsonl")
@@ -51,17 +55,17 @@ def hurt(arguments: argparse.Namespace, folder: Path) -> Path:
             "header", version=VERSION, seed=arguments.seed, replicas=replicas, every_s=arguments.every,
             commit_bound_s=arguments.commit_bound_s, return_bound_s=arguments.return_bound_s,
         )  # fmt: skip
-        with Members(config, history, arguments.round_s / STEPS, star) as members:
+        with Members(config, history, arguments.round_s / STEPS, cables) as members:
             _begin(members, replicas)
-            history.add("phase", phase="baseline")
+            _mark(history, "baseline")
             for _ in range(LEAST_ROUNDS):
                 _sees_commit_of(members, set(), START_PATIENCE_S)
             time.sleep(arguments.baseline_s)
-            history.add("phase", phase="chaos")
+            _mark(history, "chaos")
             _attack(members, replicas, arguments)
-            history.add("phase", phase="quiet")
+            _mark(history, "quiet")
             _calm_down(members)
-            history.add("phase", phase="end")
+            _mark(history, "end")
             _end(members)
         add_outcome(history, members.directory)
         history.close()
@@ -75,8 +79,13 @@ def _star(members: list[str]) -> Star:
     return Star(members)
 
 
+def _mark(history: History, phase: str) -> None:
+    """Begins a part of the run; notes how long the machine's cores have been busy, whoever it was for."""
+    history.add("phase", phase=phase, busy_s=busy_s())
+
+
 def _begin(members: Members, replicas: list[str]) -> None:
-    members.history.add("phase", phase="start")
+    _mark(members.history, "start")
     members.start_coordinator()
     for replica in replicas:
         members.start_replica(replica)
@@ -87,7 +96,7 @@ def _begin(members: Members, replicas: list[str]) -> None:
 def _attack(members: Members, replicas: list[str], arguments: argparse.Namespace) -> None:
     """One fault after the other, each begun at its time."""
     count = int(60 * arguments.minutes / arguments.every)
-    planned = schedule(arguments.seed, replicas, count, partitions=members.star is not None)
+    planned = schedule(arguments.seed, replicas, count)
     began_s = time.monotonic()
     for number, (fault, victim, lasts_s) in enumerate(planned):
         time.sleep(max(0.0, began_s + number * arguments.every - time.monotonic()))
@@ -133,6 +142,7 @@ def judged(records: list[Record]) -> dict[str, Any]:
         "rounds": len(rounds),
         "faults": {fault: faults.count(fault) for fault in FAULTS if fault in faults},
         "violations": violations(records),
+        "busy_cores": busy_cores(records),
         "throughput": throughput(records),
         "recovery_s": {
             fault: {"median": statistics.median(taken), "worst": max(taken)}
@@ -152,7 +162,7 @@ def main() -> int:
     parser.add_argument("--round-s", type=float, default=1.5, help="how long the inner steps of a round take at least")
     parser.add_argument("--commit-bound-s", type=float, default=15.0, help="from a fault to the next commit")
     parser.add_argument("--return-bound-s", type=float, default=30.0, help="from its end to the victim's contribution")
-    parser.add_argument("--loopback", action="store_true", help="no namespaces (they need root), and no partitions")
+    parser.add_argument("--loopback", action="store_true", help="forwarders, not namespaces, which need root")
     parser.add_argument("--folder", type=Path, help="where run and history are kept; a temporary folder when left out")
     parser.add_argument("--check", type=Path, metavar="HISTORY", help="judge this history, and run nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object")

@@ -7,7 +7,7 @@ having called something.
     kill         SIGKILL, and started again                exit code -9
     pause        SIGSTOP, SIGCONT                          the kernel says stopped; rounds are committed without it
     coordinator  SIGKILL, started again where it was       exit code -9
-    partition    its cable pulled, and plugged in          the kernel says down; rounds are committed without it
+    partition    its cable pulled, and plugged in          the link is down; rounds are committed without it
     corrupt      a bit of its next payload flips           the failpoint's log; the coordinator refuses it by name
     disk-full    its files may not grow; started again     it ended by itself, and not well
     join, leave  somebody the config does not name         the coordinator lets it in; it ends by SIGTERM
@@ -103,14 +103,14 @@ def coordinator(attack: Attack) -> None:
 
 def partition(attack: Attack) -> None:
     """Cuts a replica off from everybody."""
-    star = attack.members.star
-    if star is None:
+    cables = attack.members.cables
+    if cables is None:
         raise AssertionError("there is no cable to pull")
-    is_down = not star.plug(attack.victim, into_hub=False)
+    is_down = not cables.plug(attack.victim, into_hub=False)
     if is_down and attack.sees_commit_without():
-        attack.evidence = "link down, by the kernel; a round was committed without it"
+        attack.evidence = "cut off; a round was committed without it"
     time.sleep(max(0.0, attack.at + attack.lasts_s - time.time()))
-    attack.lifted(well=star.plug(attack.victim, into_hub=True))
+    attack.lifted(well=cables.plug(attack.victim, into_hub=True))
 
 
 def corrupt(attack: Attack) -> None:
@@ -166,10 +166,10 @@ FAULTS: dict[str, Callable[[Attack], None]] = {
 }
 
 
-def schedule(seed: int, replicas: list[str], count: int, *, partitions: bool) -> list[tuple[str, str, float]]:
+def schedule(seed: int, replicas: list[str], count: int) -> list[tuple[str, str, float]]:
     """`count` faults: kind, victim, seconds. Every kind once before any comes again; join and leave take turns."""
     rng = random.Random(seed)  # noqa: S311 - a seeded schedule
-    kinds = [kind for kind in FAULTS if kind not in ("join", "leave") and (partitions or kind != "partition")]
+    kinds = [kind for kind in FAULTS if kind not in ("join", "leave")]
     planned: list[tuple[str, str, float]] = []
     is_there = False
     while len(planned) < count:

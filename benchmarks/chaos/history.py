@@ -1,7 +1,7 @@
 """What happened in a run, one JSON object a line: all that the checker may look at, and enough to be checked again.
 
 header   version, seed, replicas, and the bounds that recovery is held to
-phase    which part of the run begins: start, baseline, chaos, quiet, end
+phase    which part of the run begins: start, baseline, chaos, quiet, end; how long cores have been busy until then
 started  a process: member, its number among that member's, pid
 log      what a member said, when, by its own clock (all are on one machine)
 exited   the process, and its code

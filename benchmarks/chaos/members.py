@@ -2,7 +2,8 @@
 
 Members run the same commands as `dist-train launch` starts. They are forked from a process that has imported
 everything, so that starting one again costs the machine's other members (which stand for other machines) next to
-nothing. Where the kernel allows, each is on a machine of its own (launcher.star).
+nothing. Where the kernel allows, each is on a machine of its own (launcher.star); elsewhere all are on the loopback,
+behind forwarders.
 """
 
 from __future__ import annotations
@@ -22,13 +23,18 @@ from datetime import datetime
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
+from benchmarks.chaos.forwarders import Forwarders
 from benchmarks.chaos.history import History
 from comms import failpoints
+from comms.network import SIMULATION_VARIABLE
 from dist_train.config import Config
 from dist_train.run_directory import RunDirectory, write_atomically
+from launcher.members import processes_beside, threads_of
 
 if TYPE_CHECKING:
+    from dist_train.data.batches import Batch
     from launcher.star import Star
 
 COORDINATOR = "coordinator"
@@ -41,10 +47,20 @@ class Members:
     """The processes of one run, by member. Leaving the `with` block kills what is left."""
 
     def __init__(
-        self, config: Config, history: History, step_s: float, star: Star | None = None, *, fork: bool = True
+        self,
+        config: Config,
+        history: History,
+        step_s: float,
+        cables: Star | Forwarders | None = None,
+        *,
+        fork: bool = True,
     ) -> None:
-        """`fork`: members begin as copies of a process that has imported everything; else each imports for itself."""
-        self.config, self.history, self.star = config, history, star
+        """`cables` join the members, and can be pulled out; None: nothing is between them.
+
+        `fork`: members begin as copies of a process that has imported everything; else each imports for itself.
+        """
+        self.config, self.history, self.cables = config, history, cables
+        self._star = None if isinstance(cables, Forwarders) else cables
         self.directory = RunDirectory(Path(config.run.directory))
         self.processes: dict[str, ForkServerProcess | SpawnProcess] = {}
         self._numbers: dict[str, int] = {}
@@ -54,7 +70,9 @@ class Members:
             self._context = multiprocessing.get_context("forkserver")
             self._context.set_forkserver_preload(list(_PRELOADED))
         self._readers: list[threading.Thread] = []
-        self.address = f"{star.addresses[COORDINATOR]}:{COORDINATOR_PORT}" if star else f"127.0.0.1:{_free_port()}"
+        self.address = f"127.0.0.1:{_free_port()}"
+        if self._star is not None:
+            self.address = f"{self._star.addresses[COORDINATOR]}:{COORDINATOR_PORT}"
         self.directory.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory.config, config.to_toml().encode())
 
@@ -80,7 +98,7 @@ class Members:
     def start_newcomer(self, name: str) -> None:
         """Lets somebody join whom the config does not name."""
         arguments = ["join", self.address, "--id", name, "--directory", str(self.directory.path.parent / name)]
-        self._start(name, [*arguments, *(["--insecure"] if self.star else [])])
+        self._start(name, [*arguments, *(["--insecure"] if self._star else [])])
 
     def signal(self, member: str, number: signal.Signals) -> None:
         """Sends a signal."""
@@ -128,9 +146,13 @@ class Members:
         os.mkfifo(pipe)
         self._readers.append(threading.Thread(target=self._listen, args=(member, number, pipe), daemon=True))
         self._readers[-1].start()
-        inside = None if self.star is None else f"/proc/{os.getpid()}/fd/{self.star.descriptor(member)}"
-        facts = (member, arguments, str(pipe), inside, str(self._fired(member)))
-        self.processes[member] = self._context.Process(target=run_member, args=facts, kwargs={"step_s": self._step_s})
+        inside = None if self._star is None else f"/proc/{os.getpid()}/fd/{self._star.descriptor(member)}"
+        environment = {"DIST_TRAIN_FAILPOINTS_LOG": str(self._fired(member))}
+        if isinstance(self.cables, Forwarders):
+            environment[SIMULATION_VARIABLE] = str(self.cables.file)
+        facts = (member, arguments, str(pipe), inside, environment)
+        pace = {"step_s": self._step_s, "threads": threads_of(processes_beside(self.config))}
+        self.processes[member] = self._context.Process(target=run_member, args=facts, kwargs=pace)
         self.processes[member].start()
         self.history.add("started", member=member, number=number, pid=self.pid(member))
 
@@ -153,13 +175,25 @@ def _said(line: str) -> dict[str, Any]:
         return {"message": line}
 
 
-def run_member(member: str, arguments: list[str], pipe: str, inside: str | None, fired: str, *, step_s: float) -> None:
-    """The life of a member's process: one command of dist-train, on its own machine, at the pace of a given device."""
+def run_member(
+    member: str,
+    arguments: list[str],
+    pipe: str,
+    inside: str | None,
+    environment: dict[str, str],
+    *,
+    step_s: float,
+    threads: int,
+) -> None:
+    """The life of a member's process: one command of dist-train, on its own machine, at the pace of a given device.
+
+    Its share of this machine's cores is what `dist-train launch` would give it.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     log = os.open(pipe, os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.environ["DIST_TRAIN_FAILPOINTS_LOG"] = fired
+    os.environ.update(environment)
     signal.signal(signal.SIGUSR1, lambda *_: failpoints.arm("encoded-payload=corrupt"))
     from launcher import cli  # noqa: PLC0415 - imported already by the process that this one was forked from
 
@@ -168,6 +202,9 @@ def run_member(member: str, arguments: list[str], pipe: str, inside: str | None,
 
         move_into(inside)
     if member != COORDINATOR:
+        import torch  # noqa: PLC0415 - a coordinator has none
+
+        torch.set_num_threads(threads)
         _keep_pace(step_s)
     code = cli.run(arguments)
     sys.stderr.flush()
@@ -175,18 +212,18 @@ def run_member(member: str, arguments: list[str], pipe: str, inside: str | None,
 
 
 def _keep_pace(step_s: float) -> None:
-    """Lets an inner step take at least `step_s`, as on a device that computes while the CPU is free."""
-    from dist_train.inner import InnerOptimizer  # noqa: PLC0415
+    """Lets the gradient of a batch take at least `step_s`, as on a device that computes while the CPU is free."""
+    from dist_train.engine import LocalEngine  # noqa: PLC0415 - a coordinator has none
 
-    accumulate = InnerOptimizer.accumulate
+    gradient = LocalEngine.gradient
 
-    def paced(self: InnerOptimizer, batch: Any) -> float:
+    def paced(self: LocalEngine, batch: Batch) -> float:
         until_s = time.monotonic() + step_s
-        loss = accumulate(self, batch)
+        loss = gradient(self, batch)
         time.sleep(max(0.0, until_s - time.monotonic()))
         return loss
 
-    InnerOptimizer.accumulate = paced  # type: ignore[method-assign]
+    patch.object(LocalEngine, "gradient", paced).start()
 
 
 def _free_port() -> int:

@@ -40,7 +40,8 @@ class ExchangeConfig(SharedSection):
     heartbeat_s: Seconds = 2.0
     """A replica says that it lives this often."""
     liveness_deadline_s: Seconds = 15.0
-    """A replica silent for so long is taken for dead."""
+    """A replica silent for so long is taken for dead. A connection on which nothing is acknowledged for so long, or for
+    10 s, is given up for a new one."""
     reconnect_deadline_s: Seconds = 5.0
     """A replica whose connection broke is taken for dead after so long, unless it is back."""
     outage_deadline_s: Seconds = 120.0

@@ -21,6 +21,7 @@ def test_a_run_survives_every_fault_and_its_history_can_be_judged_again(tmp_path
     assert found["violations"] == []
     assert hurt.returncode == 0
     assert sum(found["faults"].values()) == 6
+    assert found["faults"]["partition"] == 1
     again = json.loads(chaos("--check", str(tmp_path / "history.jsonl")).stdout)
     assert again == {key: value for key, value in found.items() if key != "load"}
 

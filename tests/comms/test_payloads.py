@@ -126,6 +126,28 @@ def test_a_stream_that_broke_goes_on_where_it_stopped(tmp_path: Path, offset: in
     assert_ledgers_agree(tmp_path, "a", stream_bytes(len(payload) - offset))
 
 
+def test_a_small_payload_is_read_once_for_all_who_ask_for_it_and_no_more_than_16_mib_are_kept(tmp_path: Path) -> None:
+    payloads = [bytes([number]) * 2**20 for number in range(17)]
+    store = PayloadStore(tmp_path / "a")
+    for payload in payloads:
+        store.put(payload)
+
+    async def get(_: grpc.aio.Channel, client: PayloadClient) -> None:
+        for payload in payloads:
+            await client.get(parcel_of(payload), bytearray(), 20.0)
+        for payload in payloads:
+            store.forget(digest_of(payload))
+        for payload in payloads[1:]:
+            received = bytearray()
+            await client.get(parcel_of(payload), received, 20.0)
+            assert received == payload
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.get(parcel_of(payloads[0]), bytearray(), 20.0)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+    with_store(tmp_path, get)
+
+
 def test_what_a_peer_does_not_hold_is_not_found(tmp_path: Path) -> None:
     async def get(_: grpc.aio.Channel, client: PayloadClient) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -100,6 +100,7 @@ def fall_behind(members: Processes) -> None:
     """Lets the victim die between the commit of a round, which has its contribution, and its own outer step."""
     arm(members, VICTIM, f"between-commit-and-apply@{FAULTY_ROUND}=kill", members.directory.path / "behind")
     members.start()
+    members.wait_for(VICTIM, ".")
     members.members.pop(VICTIM).communicate(timeout=60.0)
 
 
@@ -107,6 +108,7 @@ def recover(members: Processes, victim: str, fault: str) -> None:
     """What an operator, or the network, does after the fault."""
     process = members.members[victim]
     if fault == "kill":
+        members.wait_for(victim, ".")  # it lives: to import torch takes a busy machine a minute, which is no part of it
         process.communicate(timeout=60.0)
         assert process.returncode == -signal.SIGKILL
         if victim == COORDINATOR:
