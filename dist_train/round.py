@@ -67,12 +67,11 @@ class Replica:
     theta_digest: str
     clock: Clock = WALL_CLOCK
     snapshots_taken: int = 0
-    """How often it began with others' parameters, since it last told its figures."""
+    """How often this process began with others' parameters. Told in every round, for replayed ones are not recorded."""
 
     def figures(self) -> dict[str, float]:
         """How its training and its exchange are, since this was last asked."""
-        snapshots, self.snapshots_taken = self.snapshots_taken, 0
-        taken = {"snapshots_taken": float(snapshots)} if snapshots else {}
+        taken = {"snapshots_taken": float(self.snapshots_taken)} if self.snapshots_taken else {}
         return {**self.outer.figures(), **self.inner.engine.figures(), **taken}
 
 

@@ -154,9 +154,12 @@ class Predictor:
 
     def _state_transfer(self, rows: Iterable[RoundRow]) -> int | None:
         """(6)"""
-        taken = Counter[str]()
+        taken, told = Counter[str](), dict[str, int]()
         for row in rows:
-            taken.update({name: int(figures.get(SNAPSHOTS, 0)) for name, figures in row.health.items()})
+            for name, figures in row.health.items():
+                now, before = int(figures.get(SNAPSHOTS, 0)), told.get(name, 0)
+                taken[name] += now - before if now >= before else now  # a process that was started again counts anew
+                told[name] = now
         if not (times := sum(n * self._member(name).ranks for name, n in taken.items())):
             return 0
         file_bytes = self._facts.snapshot_bytes

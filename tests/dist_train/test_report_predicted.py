@@ -79,9 +79,12 @@ def test_what_nobody_told_is_unknown_where_somebody_may_have_sent_it() -> None:
 
 
 def test_each_snapshot_that_was_taken_counts() -> None:
-    rows = [row("a", "b", health={"b": {"snapshots_taken": 1.0}}), row("a", "b", number=2)]
+    """A process tells how often it has taken one, in every round; one that was started again begins at nothing."""
+    told = (1.0, 1.0, 2.0, None, 1.0)
+    health = [{"b": {} if taken is None else {"snapshots_taken": taken}} for taken in told]
+    rows = [row("a", "b", number=number, health=figures) for number, figures in enumerate(health, start=1)]
     whole = stream_bytes(1000) + stream_bytes(40)
-    assert predictor([{"id": "a"}, {"id": "b"}]).of_all(rows)["state_transfer"] == whole
+    assert predictor([{"id": "a"}, {"id": "b"}]).of_all(rows)["state_transfer"] == 3 * whole
 
 
 def test_silence_is_filled_with_heartbeats() -> None:

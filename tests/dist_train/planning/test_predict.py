@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from comms.payloads import stream_bytes
+from comms.payloads import CALL_BYTES, stream_bytes
+from comms.virtual_network import framed_bytes
+from compression.codec import Layout
 from compression.registry import codec_for
 from dist_train import baselines
 from dist_train.config import Config, ConfigError, load, parse
@@ -58,25 +60,28 @@ def plan_section(**changes: Any) -> Any:
 
 
 def test_one_line_for_each_replica_would_not_give_the_published_utilisation() -> None:
-    """Said in docs/plan.md: 19 payloads of 2 GB take ten minutes at 500 Mbit/s."""
+    """Said in docs/plan.md: 19 payloads of 2 GB, in packets, take ten minutes at 500 Mbit/s."""
     plan = predict(load(EXAMPLES / "plan-72b.toml"), Assumptions(line="110mbit/500mbit"))
-    assert plan.groups[0].phases.fetch_s == pytest.approx(19 * 1.99e9 * 8 / 500e6, rel=0.01)
+    assert plan.groups[0].phases.fetch_s == pytest.approx(19 * framed_bytes(1_990_000_000) * 8 / 500e6, rel=0.01)
     assert plan.utilisation is not None
     assert plan.utilisation < 0.65
     assert any("exchange.fetch_deadline_s" in problem.remedy for problem in plan.problems)
+
+
+def layouts_of(config: Config) -> list[Layout]:
+    from dist_train.model import build_model, fragments  # noqa: PLC0415 - torch's models are slow to import
+
+    return [
+        codec_for("sparseloco").layout({n: tuple(p.shape) for n, p in ps.items()})
+        for ps in fragments(build_model(config.model, 0)).values()
+    ]
 
 
 @pytest.mark.parametrize("route", ["direct", "relay"])
 def test_bytes_are_the_report_s_own_prediction(route: str) -> None:
     config = config_of(exchange={"route": route}, replica=[{"id": "a"}, {"id": "b"}, {"id": "c"}])
     plan = predict(config)
-    from dist_train.model import build_model, fragments  # noqa: PLC0415 - torch's models are slow to import
-
-    codec = codec_for("sparseloco")
-    layouts = [
-        codec.layout({n: tuple(p.shape) for n, p in ps.items()})
-        for ps in fragments(build_model(config.model, 0)).values()
-    ]
+    codec, layouts = codec_for("sparseloco"), layouts_of(config)
     sizes = [codec.num_bytes(layout) for layout in layouts]
     assert plan.payload.payload_bytes == sum(sizes)
     assert plan.payload.first_round_bytes == sum(codec.num_bytes(layout, 1) for layout in layouts)
@@ -119,8 +124,11 @@ def test_seconds_follow_from_rates_and_measured_figures() -> None:
     (group,) = plan.groups
     phases = group.phases
     assert phases.compute_s == pytest.approx(10 * 2 * (4 * 0.01 + 0.005))
-    get_bytes = group.received_bytes / 2
-    assert phases.fetch_s == pytest.approx(8 * 2 * get_bytes / 1e6 + 0.2)  # the others' way up is the slower
+    line_bytes = sum(
+        framed_bytes(stream_bytes(size, "get")) + CALL_BYTES
+        for size in map(codec_for("sparseloco").num_bytes, layouts_of(config))
+    )
+    assert phases.fetch_s == pytest.approx(8 * 2 * line_bytes / 1e6 + 0.2)  # the others' way up is the slower
     assert phases.encode_s == plan.model.parameters / 1e8
     assert phases.decode_s == 3 * plan.model.parameters / 2e8
     assert phases.compute_s is not None
