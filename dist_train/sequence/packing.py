@@ -191,7 +191,7 @@ def _pack(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915, PLR0917 - 
                     found = -1 if is_uniform else _place(c, m, first_slot, busy)
                     if is_uniform or found >= 0:
                         least_s, at, of_kind, in_slot = late_s, m, c, found
-            if least_s > left_s:
+            if least_s > left_s or least_s == np.inf:  # no budget is enough where there is no room
                 return -1
             left_s -= least_s
             limits_s[at if at >= 0 else micro_batch[best]] += least_s

@@ -3,13 +3,15 @@
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dist_train.sequence.bound import Bound, certify
@@ -72,8 +74,15 @@ def steps(draw: st.DrawFn, most_ranks: int = 9, most_sequences: int = 24) -> tup
     return lengths, ranks, draw(costs)
 
 
+WITHOUT_NETWORK = CostModel(0.0, 0.001, 1.0, 0.0, 0.0, ())
+
+
 @settings(max_examples=40, deadline=None)
 @given(step=steps(), planner=st.sampled_from(PLANNERS))
+@example(
+    ([7, 8, 8, 14], Ranks((20,), (1.0,)), WITHOUT_NETWORK), "adaptive"
+)  # more than fits in what a search began with
+@example(([7, 7, 7, 14], Ranks((20,), (1.0,)), WITHOUT_NETWORK), "adaptive")
 def test_every_plan_is_sound(step: tuple[list[int], Ranks, CostModel], planner: str) -> None:
     lengths, ranks, cost = step
     plan = plan_step(lengths, ranks, cost, planner)
@@ -222,3 +231,15 @@ def test_planning_needs_no_torch() -> None:
     program = "import sys, dist_train.sequence.planner, dist_train.sequence.calibration; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.full_matrix
+@pytest.mark.timeout(900)
+def test_no_compiled_loop_leaves_its_arrays(tmp_path: Path) -> None:
+    """The properties again, with every index checked: elsewhere a wrong one spoils the memory of the process."""
+    environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "sound or oracle or sample"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:]
