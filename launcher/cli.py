@@ -185,7 +185,7 @@ def simulate(  # noqa: PLR0917 - a parameter is an option here
 
     With --what-if nothing is trained: a run's measured seconds and bytes, with other links and more replicas:
 
-    Example: dist-train simulate runs/demo --what-if --replicas 10000 --link 100mbit/20mbit,40ms
+    Example: dist-train simulate runs/demo --what-if --replicas 10000 --link 20mbit/100mbit,40ms
 
     See docs/simulate.md for schedules, and for what enforces the limits.
     """

@@ -33,6 +33,12 @@ def standing(config: Config, directory: RunDirectory) -> Standing:
     """Where the run of `config` stands in `directory`; ConfigError, naming keys, when another run is kept there."""
     if not directory.config.is_file():
         return Standing.NEW
+    from dist_train.report.links import are_seconds_simulated  # Arrow, which a new run does not wait for
+
+    if are_seconds_simulated(directory):
+        raise ConfigError(
+            f"{directory.path} keeps a virtual run: give this one another run.directory, or remove that one"
+        )
     kept = load(directory.config)
     if kept.digest() != config.digest():
         if not directory.checkpoints.exists() and not committed_rounds(directory):

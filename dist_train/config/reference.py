@@ -107,8 +107,12 @@ def _values(held: dict[str, Any]) -> str:
         return f"[{', '.join(map(_values, items))}]" if items else f"[{_values(held['items'])}, …]"
     if held.get("type") == "object":
         return f"{{ NAME = {_values(held['additionalProperties'])}, … }}"
-    bounds = [how.format(f"{held[key]:,g}") for key, how in _BOUNDS.items() if key in held and abs(held[key]) < _FAR]
+    bounds = [how.format(_number(held[key])) for key, how in _BOUNDS.items() if key in held and abs(held[key]) < _FAR]
     return " ".join([_TYPES[held["type"]], ", ".join(bounds)]).strip()
+
+
+def _number(bound: float) -> str:
+    return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
 
 
 def print_keys(console: Console, shown: tuple[SectionKeys, ...]) -> None:

@@ -77,7 +77,8 @@ def crew_of(config: Config, work: Workload, default: Machine, replicas: int | No
     for replica in wanted:
         if members := _members(replica, machines):
             used.update(members)
-            pinned.append(_pinned(replica, [machines[name] for name in members], work))
+            described = [machines.get(name) or replace(unnamed, name=name) for name in members]
+            pinned.append(_pinned(replica, described, work))
         else:
             loose.append(replica)
     free = [machine for name, machine in machines.items() if name not in used]
@@ -89,22 +90,17 @@ def crew_of(config: Config, work: Workload, default: Machine, replicas: int | No
 
 
 def _members(replica: ReplicaConfig, machines: Mapping[str, Machine]) -> tuple[str, ...]:
-    """The machines that a replica names; none where it leaves that open."""
-    members: tuple[str, ...] = tuple(getattr(replica, "pipeline", None) or ())
-    if unknown := [name for name in members if name not in machines]:
-        raise ConfigError(f'replica {replica.id}: pipeline names "{unknown[0]}", which is no [[device]]; add a section')
-    return members or ((replica.id,) if replica.id in machines else ())
+    """The machines that a replica names, described or not; none where it leaves that open."""
+    return replica.pipeline or ((replica.id,) if replica.id in machines else ())
 
 
 def _pinned(replica: ReplicaConfig, machines: list[Machine], work: Workload) -> Group:
-    dtype = getattr(replica, "wire_dtype", None) or "bf16"
-    value_bytes = WIRE_VALUE_BYTES[dtype]
-    split = getattr(replica, "split", None)
+    value_bytes = WIRE_VALUE_BYTES[replica.wire_dtype]
     pins = Pins(
         in_order=True,
-        split=tuple(split) if split else None,
-        rank_k=getattr(replica, "rank_k", None),
-        uncompressed=getattr(replica, "compression", None) == "none",
+        split=replica.split,
+        rank_k=replica.rank_k,
+        uncompressed=replica.compression == "none",
     )
     work = replace(work, value_bytes=value_bytes)
     devices, network = [machine.device() for machine in machines], network_of(machines)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from comms.link_plan import LinkPlan, Simulation
 from dist_train.config import Config, ConfigError, parse
 from dist_train.run_directory import RunDirectory
 from launcher.standing import Standing, committed_rounds, differences, standing
@@ -35,6 +36,13 @@ def test_the_same_run_is_resumed(directory: RunDirectory) -> None:
     commit(directory, 1)
     assert standing(config(), directory) is Standing.RESUMED
     assert committed_rounds(directory) == 1
+
+
+def test_what_was_only_simulated_is_not_resumed_by_real_processes(directory: RunDirectory) -> None:
+    commit(directory, 1)
+    directory.simulation.write_bytes(Simulation(LinkPlan(), "virtual", "virtual").to_json())
+    with pytest.raises(ConfigError, match="keeps a virtual run: give this one another run.directory"):
+        standing(config(), directory)
 
 
 def test_where_it_runs_makes_no_other_run(directory: RunDirectory) -> None:

@@ -160,6 +160,22 @@ def test_what_does_not_fit_is_an_error_with_a_remedy_that_helps() -> None:
     assert plan.groups[0].stages[0].fits
 
 
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.toml")), ids=lambda file: file.stem)
+def test_every_example_can_be_planned(example: Path) -> None:
+    assert predict(load(example)).groups
+
+
+def test_machines_that_nothing_describes_are_unknown_or_as_fast_as_this_one() -> None:
+    replicas: list[dict[str, Any]] = [{"id": "a"}, {"id": "c", "pipeline": ["x", "y"]}]
+    unknown = planned(replica=replicas)
+    assert unknown.round_s is None
+    assert unknown.traffic[1].sent_bytes > 0, "bytes need no machine"
+    measured = Measured("cpu", 0.01, 0.005, 8e9, 1e8, 2e8)
+    known = predict(config_of(replica=replicas), Assumptions(line="10mbit", measured=measured))
+    assert known.round_s is not None
+    assert sorted(stage.device for group in known.groups for stage in group.stages) == ["this machine", "x", "y"]
+
+
 def test_machines_that_no_replica_names_are_placed() -> None:
     weak = {"name": "weak", "count": 4, "tflops": 1e-3, "memory_bytes": 2e6, "line": "1gbit", "latency": "1ms"}
     strong = {"name": "strong", "tflops": 4e-3, "memory_bytes": 1e9}
