@@ -29,6 +29,7 @@ from dist_train.discovery import LOOK_S, discovery_of
 from dist_train.enlist import Enlist, enlist
 from dist_train.model import fragment_shapes, model_vocab_size
 from dist_train.outer import outer_method
+from dist_train.pipeline.subspace import EMBEDDING
 from dist_train.round import Damaged, Replica, follow, take_part
 from dist_train.run_directory import RunDirectory, alone_in, write_atomically
 from dist_train.seat import num_parameters, seat_of
@@ -215,6 +216,7 @@ def facts_of(config: Config, corpus: Corpus, codec: Codec) -> dict[str, object]:
         "model": {
             "name": _model_name(config),
             "parameters": sum(sizes.values()),
+            "hidden_size": shapes["embed"][EMBEDDING][1],
         },
         "fragments": {
             name: {

@@ -20,7 +20,7 @@ from dist_train.report.contents import (
     RoundPart,
     Status,
 )
-from dist_train.report.facts import RunFacts, read_facts
+from dist_train.report.facts import ModelFacts, RunFacts, read_facts
 from dist_train.report.ledgers import read_sums
 from dist_train.report.links import Carriage, are_seconds_simulated, link_parts
 from dist_train.report.metrics import COMPUTE_PHASE, EXCHANGE_PHASES, RoundRow, read_rounds
@@ -69,7 +69,7 @@ def collect(directory: RunDirectory, *, is_running: bool = False) -> Report:
         config_digest=config.digest(),
         method=config.outer.method,
         model=ModelPart(name=facts.model.name, parameters=facts.model.parameters),
-        replicas=_replicas(config, rows, sums),
+        replicas=_replicas(config, facts, rows, sums),
         rounds_detail=details,
         traffic=traffic_parts(sums, predictor.of_all(rows)),
         pseudo_gradient=_pseudo_gradient(rows, facts),
@@ -103,7 +103,7 @@ def _status(config: Config, rows: Rows, is_running: bool) -> Status:
     return "complete" if rows and rows[-1].round >= config.rounds else "interrupted"
 
 
-def _replicas(config: Config, rows: Rows, sums: pa.Table | None) -> tuple[ReplicaPart, ...]:
+def _replicas(config: Config, facts: RunFacts, rows: Rows, sums: pa.Table | None) -> tuple[ReplicaPart, ...]:
     tokens, committed, phase_s = Counter[str](), Counter[str](), defaultdict[str, Counter[str]](Counter)
     for row in rows:
         tokens.update(row.tokens)
@@ -115,7 +115,7 @@ def _replicas(config: Config, rows: Rows, sums: pa.Table | None) -> tuple[Replic
     return tuple(
         ReplicaPart(
             id=replica,
-            **_form(config, known.get(replica)),
+            **_form(known.get(replica), facts.model),
             tokens=tokens[replica],
             rounds_committed=committed[replica],
             sent_bytes=sent[replica,],
@@ -127,13 +127,13 @@ def _replicas(config: Config, rows: Rows, sums: pa.Table | None) -> tuple[Replic
     )
 
 
-def _form(config: Config, replica: ReplicaConfig | None) -> dict[str, Any]:
+def _form(replica: ReplicaConfig | None, model: ModelFacts) -> dict[str, Any]:
     """What a replica consists of; one that joined without being in the config, of one rank."""
     if replica is None or not replica.pipeline:
         return {"kind": "dense", "ranks": 1 if replica is None else replica.ranks, "stages": 1, "rank_k": None}
     rank_k = None
     if replica.compression != "none":
-        rank_k = replica.rank_k or (max(1, config.model.hidden_size // 8) if config.model.path is None else None)
+        rank_k = replica.rank_k or model.default_rank_k
     stages = len(replica.pipeline)
     return {"kind": "pipeline", "ranks": stages, "stages": stages, "rank_k": rank_k}
 

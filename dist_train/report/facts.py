@@ -19,6 +19,13 @@ class ModelFacts(BaseModel):
 
     name: str | None = None
     parameters: int | None = None
+    hidden_size: int | None = None
+    """d; the config does not say it of a model that has a `path`."""
+
+    @property
+    def default_rank_k(self) -> int | None:
+        """Numbers a token that cross a compressed boundary where `rank_k` is left out."""
+        return None if self.hidden_size is None else max(1, self.hidden_size // 8)
 
 
 class FragmentFacts(BaseModel):

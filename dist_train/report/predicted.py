@@ -277,8 +277,8 @@ class Predictor:
     def _fit(self, member: Member) -> _Among:
         """A basis that is fitted after a round: what each stage saw, the basis, and that all have the same."""
         replica = next(one for one in self._config.replica if one.id == member.id)
-        rank_k = replica.rank_k or max(1, self._config.model.hidden_size // 8)
-        num_bytes = VALUE_BYTES * rank_k * self._config.model.hidden_size
+        rank_k = replica.rank_k or self._facts.model.default_rank_k or 0
+        num_bytes = VALUE_BYTES * rank_k * (self._facts.model.hidden_size or 0)
         return _gathered(member, num_bytes) + _broadcast(member, num_bytes + 16) + _compared(member, TERMS_BYTES)
 
 
