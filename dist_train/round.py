@@ -221,11 +221,19 @@ def agree(replica: Replica, round_number: int, mail: Mail, work: Work) -> Commit
                 raise Damaged(message)
             case CatchUp(committed_round) if committed_round >= round_number:
                 # It was committed, and the coordinator, or this replica, was away before that was said.
-                return replica.transport.history(round_number - 1)[0]
+                return _as_recorded(replica, round_number)
             case Finish(failure) if failure:
                 raise RunFailed(failure)
             case _:
                 pass  # a repetition, after the conversation with the coordinator broke
+
+
+def _as_recorded(replica: Replica, round_number: int) -> CommittedRound:
+    """A committed round as the journal has it. CommsError when the coordinator gives none, or another."""
+    committed = next(iter(replica.transport.history(round_number - 1)), None)
+    if committed is None or committed.round != round_number:
+        raise CommsError(f"the coordinator says that round {round_number} is committed, and does not give it")
+    return committed
 
 
 def apply(replica: Replica, committed: CommittedRound, mail: Mail, work: Work) -> None:
