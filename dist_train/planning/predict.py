@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from comms.payloads import CALL_BYTES, stream_bytes
 from comms.virtual_network import framed_bytes
@@ -225,12 +226,17 @@ def _exchange(config: Config, architecture: Architecture, crew: Crew, payload: P
         replicas=count,
         parameters=architecture.parameters,
         get_bytes=sum(stream_bytes(size, "get") for size in payload.sizes_bytes),
-        line_bytes=sum(framed_bytes(stream_bytes(size, "get")) + CALL_BYTES for size in payload.sizes_bytes),
-        put_bytes=sum(stream_bytes(size, "put") for size in payload.sizes_bytes) if relayed else 0,
+        line_bytes=_line_bytes(payload, "get"),
+        put_line_bytes=_line_bytes(payload, "put") if relayed else 0,
         route=config.exchange.route,
         slowest_up_bits_per_second=min(_speaker(group).up_bits_per_second for group in crew.groups),
         relay_up_bits_per_second=(relay_line.up_bits_per_second or math.inf) if relay_line else math.inf,
     )
+
+
+def _line_bytes(payload: Payload, call: Literal["get", "put"]) -> int:
+    """All of one replica's payloads as a line carries them: frames, packets, requests."""
+    return sum(framed_bytes(stream_bytes(size, call)) + CALL_BYTES for size in payload.sizes_bytes)
 
 
 def _speaker(group: Group) -> Machine:
@@ -253,7 +259,9 @@ def _replica(run: _Run, group: Group) -> ReplicaPart:
     )
     phases = phase_seconds(speed, exchange, config.steps_per_round)
     others = exchange.replicas - 1
-    sent = exchange.put_bytes if exchange.route == RELAY else others * exchange.get_bytes
+    relayed = exchange.route == RELAY
+    put_bytes = sum(stream_bytes(size, "put") for size in run.payload.sizes_bytes)
+    sent = put_bytes if relayed else others * exchange.get_bytes
     links = (*_own_links(group, machine, exchange, sent), *_boundaries(config, work, group))
     return ReplicaPart(
         ids=group.ids,
@@ -305,22 +313,26 @@ def _own_links(group: Group, machine: Machine, exchange: Exchange, sent: int) ->
     """A replica's way up, and its way down."""
     far = RELAY if exchange.route == RELAY else "the others"
     up, down = machine.up_bits_per_second, min(m.down_bits_per_second for m in group.machines)
-    received = (exchange.replicas - 1) * exchange.get_bytes
-    latency = max(m.latency_s for m in group.machines)
+    others, latency = exchange.replicas - 1, max(m.latency_s for m in group.machines)
+    line_bytes = others * exchange.line_bytes
+    line_sent = exchange.put_line_bytes if exchange.route == RELAY else line_bytes
     return (
-        _link(group.ids[0], far, up, latency, sent),
-        _link(far, group.ids[0], down, latency, received),
+        _link(group.ids[0], far, up, latency, sent, line_bytes=line_sent),
+        _link(far, group.ids[0], down, latency, others * exchange.get_bytes, line_bytes=line_bytes),
     )
 
 
-def _link(one: str, other: str, bits_per_second: float, latency: float, num_bytes: int) -> LinkPart:
+def _link(
+    one: str, other: str, bits_per_second: float, latency: float, num_bytes: int, *, line_bytes: int | None = None
+) -> LinkPart:
+    """`num_bytes` as a report counts them; its seconds are those of `line_bytes`, where they are known."""
     return LinkPart(
         from_=one,
         to=other,
         limit_bits_per_second=bits_per_second if math.isfinite(bits_per_second) else None,
         latency_s=latency,
         bytes_per_round=num_bytes,
-        seconds_per_round=8 * num_bytes / bits_per_second,
+        seconds_per_round=8 * (num_bytes if line_bytes is None else line_bytes) / bits_per_second,
     )
 
 

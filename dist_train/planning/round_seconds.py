@@ -53,8 +53,8 @@ class Exchange:
     """All payloads of one replica, as streams to whoever gets them."""
     line_bytes: int
     """The same as a line carries them."""
-    put_bytes: int
-    """The same to the relay; 0 under the direct route."""
+    put_line_bytes: int
+    """The same on the way to the relay, as a line carries it; 0 under the direct route."""
     route: Literal["direct", "relay"]
     slowest_up_bits_per_second: float
     relay_up_bits_per_second: float = math.inf
@@ -98,7 +98,7 @@ def phase_seconds(speed: Speed, exchange: Exchange, inner_steps: int) -> PhaseSe
 def _publish_s(speed: Speed, exchange: Exchange) -> float:
     if exchange.route == "direct":
         return 0.0
-    return 8 * exchange.put_bytes / speed.up_bits_per_second + 2 * speed.latency_s  # (3)
+    return 8 * exchange.put_line_bytes / speed.up_bits_per_second + 2 * speed.latency_s  # (3)
 
 
 def _fetch_s(speed: Speed, exchange: Exchange) -> float:

@@ -95,6 +95,18 @@ def test_bytes_are_the_report_s_own_prediction(route: str) -> None:
     assert plan.baselines.ddp_fp32_bytes == baselines.ddp_bytes([3], 15, plan.model.parameters, 4)
 
 
+def test_a_link_takes_the_seconds_of_its_phase() -> None:
+    """Both count what a line carries; a phase has its questions' latency besides."""
+    relayed = predict(load(EXAMPLES / "plan-72b.toml")).groups[0]
+    up, down = relayed.links
+    assert up.seconds_per_round + 2 * 0.05 == pytest.approx(relayed.phases.publish_s)
+    assert down.seconds_per_round + 4 * 0.05 == pytest.approx(relayed.phases.fetch_s)
+    assert up.seconds_per_round == pytest.approx(8 * framed_bytes(up.bytes_per_round) / 880e6, rel=0.001)
+    direct = predict(config_of(), Assumptions(replicas=3, line="1mbit", latency="50ms")).groups[0]
+    for link in direct.links:
+        assert link.seconds_per_round + 4 * 0.05 == pytest.approx(direct.phases.fetch_s)
+
+
 @pytest.mark.parametrize("replicas", [1, 10_000])
 def test_one_or_ten_thousand_replicas_are_one_group(replicas: int) -> None:
     plan = predict(config_of(), Assumptions(replicas=replicas))
