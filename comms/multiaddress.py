@@ -1,6 +1,6 @@
 """Where nodes of the DHT are, as libp2p writes it: what a person may type, checked before anything is started.
 
-/ip4/192.0.2.1/tcp/7100/p2p/12D3...     a bootstrap peer: host, port, and the digest of its key
+/ip4/192.0.2.1/tcp/7100/p2p/QmVW...     a bootstrap peer: host, port, and the digest of its key
 /ip4/0.0.0.0/tcp/7100                   a place to listen at
 """
 
@@ -33,7 +33,7 @@ def peer_of(address: str) -> Peer:
     found = _PEER.fullmatch(address)
     if found is None or int(found[3]) > 65_535:
         raise ValueError(
-            f'"{address}" is no bootstrap peer; one is like /ip4/192.0.2.1/tcp/7100/p2p/12D3..., as '
+            f'"{address}" is no bootstrap peer; one is like /ip4/192.0.2.1/tcp/7100/p2p/QmVW..., as '
             "dist-train bootstrap prints it"
         )
     return Peer(found[2], int(found[3]), found[4])

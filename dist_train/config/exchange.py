@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dist_train.config.section import Section, SharedSection
-from dist_train.config.texts import ListenText, PeerText, Seconds
+from dist_train.config.texts import ListenText, PeerText, RecordSeconds, Seconds
 
 
 class ExchangeConfig(SharedSection):
@@ -40,8 +40,8 @@ class ExchangeConfig(SharedSection):
     heartbeat_s: Seconds = 2.0
     """A replica says that it lives this often."""
     liveness_deadline_s: Seconds = 15.0
-    """A replica silent for so long is taken for dead. A connection on which nothing is acknowledged for so long, or for
-    10 s, is given up for a new one."""
+    """A replica silent for so long is taken for dead. The same limit, at most 10 s, applies to unacknowledged bytes on
+    a connection: then it is given up for a new one."""
     reconnect_deadline_s: Seconds = 5.0
     """A replica whose connection broke is taken for dead after so long, unless it is back."""
     outage_deadline_s: Seconds = 120.0
@@ -94,14 +94,14 @@ class DiscoveryConfig(Section):
     """[discovery]: how members find each other by the run's name, without a fixed address. See docs/discovery.md."""
 
     bootstrap: tuple[PeerText, ...] = ()
-    """Nodes of the DHT to begin with, such as "/ip4/192.0.2.1/tcp/7100/p2p/12D3..."; any of them will do. None: there
+    """Nodes of the DHT to begin with, such as "/ip4/192.0.2.1/tcp/7100/p2p/QmVW..."; any of them will do. None: there
     is no discovery, unless `listen` says that this member begins a DHT."""
     listen: ListenText | None = None
     """Where this member's node listens, such as "/ip4/0.0.0.0/tcp/7100"; "none" only dials out. When left out: any port
     of this machine's, but nowhere for a replica under `exchange.route = "relay"`."""
     advertise: str | None = None
     """HOST:PORT at which others reach the coordinator, where that is not where it listens: a forwarded port."""
-    record_s: Seconds = Field(default=60.0, ge=3.0, le=3600.0)
+    record_s: RecordSeconds = 60.0
     """How long an address is good for after its member was last heard of; it is renewed three times as often."""
 
     @property

@@ -79,7 +79,8 @@ class WatchConfig(Section):
     status_address: PageAddress | None = None
     """Where the coordinator serves a page that shows how the run stands, such as "127.0.0.1:9390"."""
     metrics_address: PageAddress | None = None
-    """Where the coordinator serves /metrics for Prometheus; the n-th rank of all [[replica]] does so n ports above."""
+    """Where the coordinator serves /metrics for Prometheus; rank n (from 1, over all [[replica]]) listens at
+    port + n."""
     beyond_loopback: bool = False
     """Whether those two may be addresses that other machines reach; they show names, addresses and loss to anybody."""
     tensorboard: str | None = None

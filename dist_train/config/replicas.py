@@ -22,7 +22,8 @@ class ReplicaConfig(Section):
     shard: bool = False
     """Whether its ranks hold the model and the inner optimizer in shards (FSDP2), instead of whole on each."""
     pipeline: tuple[Identifier, ...] = ()
-    """The machines that make up this replica, one stage each, the embedding's first; none: one machine has it all."""
+    """The machines that make up this replica, one stage each, the embedding's first; left out: one machine holds
+    all layers."""
     split: tuple[int, ...] | None = None
     """Layers of each stage; as even as can be when left out."""
     micro_batches: int | None = Field(default=None, ge=1)
