@@ -166,7 +166,10 @@ def _refusal(settings: DhtSettings, error: Exception) -> str:
 def require_hivemind() -> None:
     """NoHivemind when it is not installed; does not import it."""
     if importlib.util.find_spec("hivemind") is None:
-        raise NoHivemind("discovery needs hivemind, which is not installed here: pip install 'dist-train[dht]'")
+        raise NoHivemind(
+            "discovery needs hivemind, which is not installed here; in a clone of dist-train: "
+            "pip install -c constraints.txt '.[dht]'"
+        )
 
 
 class _Hivemind:

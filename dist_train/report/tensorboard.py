@@ -76,5 +76,7 @@ def _writer(folder: Path) -> SummaryWriter:
     try:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra
     except ImportError:
-        raise ConfigError("TensorBoard is not installed; pip install 'dist-train[tensorboard]'") from None
+        raise ConfigError(
+            "TensorBoard is not installed; in a clone of dist-train: pip install -c constraints.txt '.[tensorboard]'"
+        ) from None
     return SummaryWriter(str(folder))

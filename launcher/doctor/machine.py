@@ -50,9 +50,12 @@ def versions(*, discovers: bool) -> Iterator[Finding]:
         try:
             yield _version(name, importlib.metadata.version(name), known_good)
         except importlib.metadata.PackageNotFoundError:
-            extra = "dist-train[dht]" if name in HIVEMIND else "dist-train"
+            extra = ".[dht]" if name in HIVEMIND else "."
             yield problem(
-                f"version.{name}", f"{name} is not installed", f"pip install '{extra}'", known_good=known_good
+                f"version.{name}",
+                f"{name} is not installed",
+                f"in a clone of dist-train: pip install -c constraints.txt '{extra}'",
+                known_good=known_good,
             )
 
 

@@ -173,5 +173,5 @@ def test_one_bootstrap_peer_of_several_is_enough(node: DhtNode) -> None:
 
 def test_without_hivemind_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(NoHivemind, match=r"pip install 'dist-train\[dht\]'"):
+    with pytest.raises(NoHivemind, match=r"pip install -c constraints.txt '\.\[dht\]'"):
         require_hivemind()
