@@ -126,7 +126,7 @@ def join(
 
     Example: dist-train join 10.0.0.1:7000 --id garage --certificates certs
 
-    Or by its name, wherever it is: dist-train join demo@/ip4/192.0.2.1/tcp/7100/p2p/12D3... --certificates certs
+    Or by its name, wherever it is: dist-train join demo@/ip4/192.0.2.1/tcp/7100/p2p/Qm... --certificates certs
 
     The run must have room: exchange.most_replicas. Joining again with the same directory goes on where it stopped.
     """
