@@ -15,7 +15,7 @@ For every plan these numbers satisfy
     minimise sum_j T_j                                                                                (1)
     e_j z_j <= T_j <= e_{j+1} z_j ;  e_j n_cj <= y_cj <= e_{j+1} n_cj ;  sum_j z_j = M whole          (2)
     sum_cj x_qcj = tokens of q ;  x_qcj = 0 where q's shortest does not fit kind c, or not within e_{j+1}   (3)
-    sum_q t_qc x_qcj + f_c n_cj <= y_cj          each group ends within its micro-batch               (4)
+    sum_q t_qc x_qcj + g_c w_cj + f_c n_cj <= y_cj    each group ends within its micro-batch          (4)
     sum_q x_qcj <= E_c n_cj                      each group fits in memory                            (5)
     with u_j = R z_j - sum_c r_c n_cj, v_j = R T_j - sum_c r_c y_cj  (idle ranks of a kind, idle time):
     u_j >= 0 ;  e_j u_j <= v_j <= e_{j+1} u_j                                                         (6)
@@ -23,28 +23,27 @@ For every plan these numbers satisfy
     the same over q that take more than half of e_{j+1} - f_c             two do not fit in time      (8)
     for these, with C_qc the time of a group of q alone: y_cj - e_j n_cj >= sum_q (C_qc - e_j)+ count x_qcj   (9)
     for a single sequence q: sum_c x_qcj <= z_j and T_j - e_j z_j >= sum_c (C_qc - e_j)+ x_qcj        (10)
+    sum_cj w_cj = 1 ;  w_cj <= sum_q h_q x_qcj                                                       (11)
 
 with t_qc the seconds a token of the bucket's shortest sequence takes (a longer one takes more), f_c a group's fixed
 seconds, E_c its capacity, and counts underestimated as tokens over the bucket's longest sequence. So the minimum of (1)
-bounds every plan. Tokens are not rounded to buckets: only a little of the squared term is lost. (2) and (6) lose
-where a
-wide interval lets groups of one micro-batch have different C: the intervals that the solution uses are cut again,
-and the
-program is solved again. `certify` also asks for whole z_j and whole places of the longest sequences, which takes
-seconds.
+bounds every plan. Tokens are not rounded to buckets. What t_qc leaves out of the squared term is known for the step as
+a whole, g_c seconds; w_cj is the part of it that stands in c and j, h_q the most that bucket q can bring. (2) and (6)
+lose where a wide interval lets groups of one micro-batch have different C: the intervals that the solution uses are cut
+again, and the program is solved again, some times with whole z_j and a whole place of the longest sequence. `certify`
+asks for whole z_j everywhere and whole places of the longest sequences, which takes seconds.
 
 Holds up to the solver's tolerance of 1e-7. Paper: none; FlexSP solves each micro-batch and stops after a time limit.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dist_train.sequence.buckets import SINGLES, Buckets, bucket
+from dist_train.sequence.buckets import BUCKETS, SINGLES, Buckets, bucket
 from dist_train.sequence.linear_program import INFINITY, LinearProgram, Solved
 
 if TYPE_CHECKING:
@@ -52,15 +51,19 @@ if TYPE_CHECKING:
 
     from dist_train.sequence.problem import Problem
 
-INTERVALS = 10
+INTERVALS = 14
 FINE_INTERVALS = 40
 MANY_KINDS = 16
-PLAIN_ROUNDS = 2
-"""Whole micro-batches are asked for after them."""
-SOLVES = 12
-"""Linear programs spent on whole z_j, the tallest first."""
+SOLVES = 30
+"""Linear programs spent on a whole place of the longest sequence and on whole z_j, the tallest first."""
+GOOD = 0.985
+"""No more are spent when the bound is this part of the horizon."""
+NEAR = 0.02
+"""A used interval is cut this far before and after the time that the solution gives it."""
 SNAP = 1.2
 """An edge moves up to a sequence's own time when that is less than this factor away."""
+ROUNDING = 1e-6
+"""Left-out seconds below this part of a sequence's own are not counted."""
 SAFETY = 1 - 1e-6
 """The solver's tolerances, taken off the bound."""
 
@@ -76,23 +79,21 @@ class Bound:
     """The same when whole counts were asked for; empty when they were not."""
 
 
-def lower_bound(problem: Problem, horizon_s: float, rounds: int = 2) -> Bound:
+def lower_bound(problem: Problem, horizon_s: float, solves: int = SOLVES, many: int = BUCKETS) -> Bound:
     """The bound by the linear program, in tenths of a second. No micro-batch of an optimal plan may take longer than
-    `horizon_s`: the seconds of any known plan will do. From the third round on z_j shall be whole, as far as a few
-    more linear programs prove."""
+    `horizon_s`: the seconds of any known plan will do. The last `solves` programs ask for whole z_j and a whole place
+    of the longest sequence, as far as they get. Beyond the longest sequences there are `many` buckets."""
     relaxed = _in_units_of(horizon_s, _with_few_kinds(problem))
-    edges = _first_edges(relaxed, 1.0)
-    best = Bound(0.0, ())
-    for i in range(rounds):
-        program = _Program(relaxed, bucket(relaxed.lengths), edges, whole=0)
-        solved = program.solve() if i < PLAIN_ROUNDS else program.branch(SOLVES)
-        layers = program.read(solved).layers
-        best = replace(best, step_s=max(best.step_s, SAFETY * solved.bound))
-        if not layers:
-            break
-        best = replace(best, layers=layers) if i < PLAIN_ROUNDS else replace(best, whole_layers=layers)
-        edges = program.refined(solved)
-    return _times(horizon_s, best)
+    buckets = bucket(relaxed.lengths, buckets=many)
+    program = _Program(relaxed, buckets, _first_edges(relaxed, 1.0), whole=0)
+    first = program.solve()
+    if not len(first.values):
+        return _times(horizon_s, Bound(max(0.0, SAFETY * first.bound), ()))
+    fine = _Program(relaxed, buckets, program.refined(first), whole=0)
+    root, solved = fine.branch(solves)
+    step_s = SAFETY * max(0.0, first.bound, solved.bound)
+    layers = fine.read(root).layers or program.read(first).layers
+    return _times(horizon_s, Bound(step_s, layers, fine.read(solved).layers))
 
 
 def certify(problem: Problem, horizon_s: float, known: Bound, limit_s: float, whole: int = 6) -> Bound:
@@ -163,6 +164,7 @@ class _Program:
         self._alone_s = problem.seconds[self._last]  # (Q, C) of each bucket's shortest
         self._token_s = self._alone_s / buckets.shortest[:, None]
         self._fits = buckets.shortest[:, None] <= problem.capacity[None, :]
+        self._most_left, self._left_s = _left_out(problem, buckets)
         self._columns(whole)
         for j in range(len(edges) - 1):
             self._interval(j)
@@ -171,8 +173,21 @@ class _Program:
     def solve(self, limit_s: float = INFINITY) -> Solved:
         return self.program.solve(limit_s=limit_s)
 
-    def branch(self, solves: int) -> Solved:
-        return self.program.branch(self.z[::-1], solves)
+    def branch(self, solves: int) -> tuple[Solved, Solved]:
+        """What the program says, and what it says with whole micro-batches, the longest sequence in one kind."""
+        return self.program.branch([*self._places(0), *self.z[::-1]], solves, GOOD)
+
+    def _places(self, q: int) -> list[int]:
+        """New columns: in which kind of group bucket q is; none when it is more than one sequence."""
+        if self.buckets.count[q] > 1:
+            return []
+        places = []
+        for c in range(len(self.problem.degree)):
+            inside = [(x, 1.0) for (of, kind, _), x in self.x.items() if (of, kind) == (q, c)]
+            if inside:
+                places.append(self.program.column(0.0, 1.0))
+                self.program.row([*inside, (places[-1], -1.0)], 0.0, 0.0)
+        return places
 
     def read(self, solved: Solved) -> Bound:
         if not len(solved.values):
@@ -182,17 +197,13 @@ class _Program:
         return Bound(0.0, tuple(sorted(used, reverse=True)))
 
     def refined(self, solved: Solved) -> NDArray[np.float64]:
-        """Edges that cut the used intervals at the time that the solution gives them; unused neighbours are joined."""
+        """Edges that cut the used intervals around the time that the solution gives them."""
         counts, seconds = solved.values[self.z], solved.values[self.t]
-        kept = [float(self.edges[0])]
-        for j, (low, high) in enumerate(itertools.pairwise(self.edges)):
-            if counts[j] <= 1e-6:
-                continue
-            mean = float(seconds[j] / counts[j])
-            near = [low, max(low, mean * 0.985), min(high, mean * 1.015), high]
-            kept += [float(edge) for edge in near]
-        kept.append(float(self.edges[-1]))
-        return _apart(np.unique(kept))
+        used = np.nonzero(counts > 1e-6)[0]
+        mean = seconds[used] / counts[used]
+        before = np.maximum(self.edges[used], mean * (1 - NEAR))
+        after = np.minimum(self.edges[used + 1], mean * (1 + NEAR))
+        return _apart(np.unique(np.concatenate([self.edges, before, after])))
 
     def _columns(self, whole: int) -> None:
         add, problem, intervals = self.program.column, self.problem, range(len(self.edges) - 1)
@@ -205,6 +216,7 @@ class _Program:
             if problem.fixed_s[c] <= self.edges[j + 1]
         }
         self.y = {key: add() for key in self.n}
+        self.w = {key: add() for key in self.n if self._left_s.any()}
         self.x: dict[tuple[int, int, int], int] = {}
         for q, c in zip(*np.nonzero(self._fits), strict=True):
             soonest = problem.fixed_s[c] + self._alone_s[q, c]
@@ -220,6 +232,8 @@ class _Program:
             where[q].append(column)
         for columns in where.values():
             self.program.row([(column, 1.0) for column in columns], 1.0, 1.0)  # (3)
+        if self.w:
+            self.program.row([(column, 1.0) for column in self.w.values()], 1.0, 1.0)  # (11)
         many = self.program.column(self.problem.fewest_micro_batches, integer=True)
         self.program.row([*((column, 1.0) for column in self.z), (many, -1.0)], 0.0, 0.0)  # (2)
 
@@ -249,9 +263,12 @@ class _Program:
         held = [(q, self.x[q, c, j]) for q in range(len(buckets.count)) if (q, c, j) in self.x]
         self._between(y, n, low, high)
         tokens = buckets.tokens
-        row(
-            [*((x, float(self._token_s[q, c] * tokens[q])) for q, x in held), (n, fixed_s), (y, -1.0)], upper=0.0
-        )  # (4)
+        taken = [*((x, float(self._token_s[q, c] * tokens[q])) for q, x in held), (n, fixed_s), (y, -1.0)]
+        if (c, j) in self.w:
+            w, most = self.w[c, j], [(x, -float(self._most_left[q])) for q, x in held if self._most_left[q]]
+            taken.append((w, float(self._left_s[c])))
+            row([(w, 1.0), *most], upper=0.0)  # (11)
+        row(taken, upper=0.0)  # (4)
         capacity = float(problem.capacity[c])
         row([*((x, float(tokens[q]) / capacity) for q, x in held), (n, -1.0)], upper=0.0)  # (5)
         large = [(q, x) for q, x in held if 2 * buckets.shortest[q] > capacity]
@@ -277,6 +294,21 @@ class _Program:
         late = [(x, -by) for x, by in alone if by > 0]
         if late:
             self.program.row([(self.t[j], 1.0), (self.z[j], -low), *late], 0.0)
+
+
+def _left_out(problem: Problem, buckets: Buckets) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(Q,) the greatest part of all seconds that t_qc leaves out that a bucket's tokens may bring; (C,) these seconds
+    in each kind, at least."""
+    of = np.repeat(np.arange(len(buckets.count)), buckets.count)
+    token_s = problem.seconds / problem.lengths[:, None]
+    left_s = problem.seconds - token_s[(buckets.first + buckets.count - 1)[of]] * problem.lengths[:, None]
+    counted = left_s[:, 0] > ROUNDING * problem.seconds[:, 0]
+    if not counted.any():
+        return np.zeros(len(buckets.count)), np.zeros(len(problem.degree))
+    total_s = left_s[counted, 0].sum()
+    a_token_s = np.zeros(len(buckets.count))
+    np.maximum.at(a_token_s, of[counted], left_s[counted, 0] / problem.lengths[counted])
+    return a_token_s * buckets.tokens / total_s, total_s * (left_s[counted] / left_s[counted, :1]).min(axis=0)
 
 
 def _apart(edges: NDArray[np.float64]) -> NDArray[np.float64]:

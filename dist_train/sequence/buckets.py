@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SINGLES = 16
-BUCKETS = 24
+BUCKETS = 12
 SHORTEST_TOKENS = 64
 """Below it the squared term is next to nothing, and one bucket is enough."""
 

@@ -20,6 +20,10 @@ WHOLE = 1e-6
 """A value this near a whole number is one."""
 
 
+ITERATIONS = 25_000
+"""Of the simplex method, after which no further cut is made. A clock would make the result depend on the machine."""
+
+
 @dataclass(frozen=True)
 class Solved:
     """What the solver says."""
@@ -76,15 +80,17 @@ class LinearProgram:
             return Solved(float(info.mip_dual_bound), values)
         return _optimum(solver)
 
-    def branch(self, columns: Sequence[int], solves: int) -> Solved:
-        """The bound when `columns` shall be whole, by so many linear programs each begun where the last one ended. It
-        cuts where the bound is lowest, at the first of the columns that is not whole; the values are of that place."""
+    def branch(self, columns: Sequence[int], solves: int, enough: float = INFINITY) -> tuple[Solved, Solved]:
+        """The optimum, and the bound when `columns` shall be whole, by so many linear programs each begun where the
+        last one ended, or fewer when the bound is `enough`. It cuts where the bound is lowest, at the first of the
+        columns that is not whole; the values are of that place."""
         solver = self._solver(relaxed=True)
+        solver.setOptionValue("presolve", "off")
         solver.run()
         root = _optimum(solver)
         nodes: list[tuple[float, int, dict[int, tuple[float, float]], Solved]] = [(root.bound, 0, {}, root)]
-        solved = 1
-        while len(nodes[0][3].values) and solved + 1 < solves:
+        solved, iterations = 1, solver.getInfo().simplex_iteration_count
+        while len(nodes[0][3].values) and nodes[0][0] < enough and solved + 1 < solves and iterations < ITERATIONS:
             bound, _, within, solution = nodes[0]
             broken = [one for one in columns if abs(solution.values[one] - round(solution.values[one])) > WHOLE]
             if not broken:
@@ -97,15 +103,15 @@ class LinearProgram:
                 for column in columns:
                     solver.changeColBounds(column, *child.get(column, (self._lower[column], self._upper[column])))
                 solver.run()
-                solved += 1
+                solved, iterations = solved + 1, iterations + solver.getInfo().simplex_iteration_count
                 if solver.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
                     continue
                 found = _optimum(solver)
                 # A program that was not solved to the end proves no more than the one it was cut from.
                 heapq.heappush(nodes, (max(bound, found.bound), solved, child, found))
             if not nodes:
-                return Solved(INFINITY, np.zeros(0))
-        return Solved(nodes[0][0], nodes[0][3].values)
+                return root, Solved(INFINITY, np.zeros(0))
+        return root, Solved(nodes[0][0], nodes[0][3].values)
 
     def _solver(self, *, relaxed: bool) -> highspy.Highs:
         program = highspy.HighsLp()

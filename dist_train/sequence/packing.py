@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 TOLERANCE_S = 1e-9
 """Sums of seconds in another order differ by rounding."""
-TRADE = 0.2
+TRADE = 0.06
 """The most that a trade changes a limit by, as a part of it."""
 LOWERED = 0.6
 """How often a trade lowers a micro-batch's limit."""
@@ -73,7 +73,7 @@ class Packer:
         self._tokens, self._seconds = np.zeros(count, np.int64), np.zeros(count)
         self._filled = (
             self._group_of, self._micro_batch, self._kind, self._slot, self._tokens, self._seconds,
-            np.zeros(count, np.int64),
+            np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.int64),
         )  # fmt: skip
         self._slot_first = np.array([slot.first for slot in problem.slots])
         self._slot_degree = np.array([slot.degree for slot in problem.slots])
@@ -131,10 +131,15 @@ def _place(c, m, first_slot, busy):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _pack(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915, PLR0917 - one loop, compiled for each type
     lengths, seconds, fixed_s, degree, capacity, first_slot, slot_first, slot_degree, is_uniform, free, busy, ranks,
-    join_degree, budget_s, limits_s, group_of, micro_batch, kind, slot, held_tokens, held_s, active,
+    join_degree, budget_s, limits_s, group_of, micro_batch, kind, slot, held_tokens, held_s, active, waking, after,
 ):  # fmt: skip
-    """Number of groups, or -1 when a sequence found no place. Fills the arrays from `group_of` on, raises limits."""
+    """Number of groups, or -1 when a sequence found no place. Fills the arrays from `group_of` on, raises limits.
+
+    A group without room for a sequence sleeps until the first one that fits: `waking` (K,) has the first group that
+    wakes at each sequence, or -1, and `after` the next of them.
+    """
     groups, many, shortest = 0, 0, lengths[-1]
+    waking[:] = -1
     free[:] = ranks
     busy[:] = False
     left_s = budget_s - limits_s.sum()
@@ -142,17 +147,32 @@ def _pack(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915, PLR0917 - 
         tokens = lengths[k]
         best, best_cost, best_room = -1, np.inf, np.int64(0)
         last, last_cost, last_room = -1, np.inf, np.int64(0)
+        awake = waking[k]
+        while awake >= 0:
+            active[many] = awake
+            many += 1
+            awake = after[awake]
         i = 0
         while i < many:
             g = active[i]
             c = kind[g]
             room = capacity[c] - held_tokens[g] - tokens
-            if room + tokens < shortest:  # full: never looked at again
+            if room < 0:
                 many -= 1
                 active[i] = active[many]
+                if room + tokens >= shortest:  # else it is full
+                    low, high = k + 1, len(lengths) - 1
+                    while low < high:
+                        between = (low + high) // 2
+                        if lengths[between] <= room + tokens:
+                            high = between
+                        else:
+                            low = between + 1
+                    after[g] = waking[low]
+                    waking[low] = g
                 continue
             i += 1
-            if room < 0 or held_s[g] + seconds[k, c] > limits_s[micro_batch[g]] + TOLERANCE_S:
+            if held_s[g] + seconds[k, c] > limits_s[micro_batch[g]] + TOLERANCE_S:
                 continue
             cost = seconds[k, c] * degree[c]
             if degree[c] <= join_degree:
@@ -217,7 +237,7 @@ def _pack(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915, PLR0917 - 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _trade(  # type: ignore[no-untyped-def]  # noqa: PLR0917 - as many as _pack has
     lengths, seconds, fixed_s, degree, capacity, first_slot, slot_first, slot_degree, is_uniform, free, busy, ranks,
-    join_degrees, start_s, calls, seed, group_of, micro_batch, kind, slot, held_tokens, held_s, active,
+    join_degrees, start_s, calls, seed, group_of, micro_batch, kind, slot, held_tokens, held_s, active, waking, after,
 ):  # fmt: skip
     """The join degree and the limits (not yet raised) of the fastest packing found."""
     np.random.seed(seed)
@@ -244,7 +264,7 @@ def _trade(  # type: ignore[no-untyped-def]  # noqa: PLR0917 - as many as _pack 
         groups = _pack(
             lengths, seconds, fixed_s, degree, capacity, first_slot, slot_first, slot_degree, is_uniform, free, busy,
             ranks, join_degrees[tried], budget_s, limits_s, group_of, micro_batch, kind, slot, held_tokens, held_s,
-            active,
+            active, waking, after,
         )  # fmt: skip
         if groups < 0:
             continue

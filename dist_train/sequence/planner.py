@@ -31,15 +31,19 @@ if TYPE_CHECKING:
 
     Lengths = Sequence[int] | NDArray[np.int64]
 
-CALLS = 5000
+CALLS = 6000
 """Calls of the greedy on a step of 512 sequences and 64 ranks; larger steps get fewer, in proportion to their cost."""
-FEWEST_CALLS = 130
+FEWEST_CALLS = 200
 CALLS_A_SEQUENCE = 20
 """Steps of few sequences have few plans."""
-BOUND_ROUNDS = 3
-LARGE_BOUND_ROUNDS = 2
+FIRST = 6
+"""One of so many calls comes before the bound."""
 SAMPLED_RANKS = 64
 """More equal ranks than twice as many are first planned for as so many, with a part of the sequences."""
+MIDDLE_RANKS = 256
+"""Then for so many, if that too is only a part, from the limits found."""
+LARGE_BUCKETS = 24
+"""Of lengths, for the bound of a large step: its longest sequences are less of it, and buckets are more."""
 CALL_COST = 512 * 64 * 6
 
 
@@ -69,10 +73,14 @@ def _adaptive(problem: Problem, cost: CostModel) -> SequencePlan:
     # A large step has the limits of a small one that looks like it; each call of the greedy is dear.
     small = Search(sample, _calls(sample) // 2)
     _solve(sample, small)
-    _found(small)
-    for limits in (small.limits_s, one_more(small.limits_s)):
-        search.trade_from(limits, _calls(problem) // 4)
-    bound = lower_bound(problem, _found(search), LARGE_BOUND_ROUNDS)
+    limits, middle = small.limits_s, sample_of(problem, cost, MIDDLE_RANKS)
+    if middle is not None:
+        between = Search(middle, _calls(middle))
+        for start in (limits, one_more(limits)):
+            between.trade_from(start, _calls(middle) // 2)
+        limits = between.limits_s if between.best is not None else limits
+    search.from_limits(limits, descend=False)
+    bound = lower_bound(problem, _found(search), 1, LARGE_BUCKETS)
     search.target_s = bound.step_s
     search.trade()
     return _plan(problem, search, bound)
@@ -81,7 +89,9 @@ def _adaptive(problem: Problem, cost: CostModel) -> SequencePlan:
 def _solve(problem: Problem, search: Search) -> Bound:
     """Searches for the best packing; the bound."""
     search.even()
-    bound = lower_bound(problem, _found(search), BOUND_ROUNDS)
+    # A better plan now spares linear programs: there is less left to prove.
+    search.trade_from(search.limits_s, _calls(problem) // FIRST)
+    bound = lower_bound(problem, _found(search))
     search.target_s = bound.step_s
     starts = [limits_of(layers) for layers in (bound.layers, bound.whole_layers) if layers]
     for limits in starts:

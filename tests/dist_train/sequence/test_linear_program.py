@@ -29,7 +29,9 @@ def test_branching_is_a_bound_between_the_relaxed_and_the_whole_optimum(
     relaxed, columns = program(whole=False)
     exact, _ = program(whole=True)
     best = exact.solve(gap=0.0).bound
-    few, many = relaxed.branch(columns, solves).bound, relaxed.branch(columns, 500).bound
-    assert relaxed.solve().bound <= few + 1e-7
+    (root, some), (_, every) = relaxed.branch(columns, solves), relaxed.branch(columns, 500)
+    few, many = some.bound, every.bound
+    assert abs(relaxed.solve().bound - root.bound) <= 1e-7 * (1 + abs(root.bound))
+    assert root.bound <= few + 1e-7
     assert few <= many + 1e-7
     assert abs(many - best) <= 1e-5 * (1 + best)

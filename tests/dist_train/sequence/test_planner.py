@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dist_train.sequence.bound import Bound, certify
+from dist_train.sequence.bound import Bound, certify, lower_bound
 from dist_train.sequence.cost import REFERENCE_7B, CostModel
 from dist_train.sequence.errors import PlanningError
 from dist_train.sequence.plan import SequencePlan
@@ -100,6 +100,17 @@ def test_oracle_no_plan_is_below_the_bound_and_ours_is_near_the_best(step: tuple
     assert plan.predicted_s <= 1.6 * best
     tight = certify(problem_of(lengths, ranks, cost), plan.predicted_s, Bound(plan.lower_bound_s, ()), 10.0)
     assert plan.lower_bound_s <= tight.step_s <= best * (1 + 1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(step=steps(most_sequences=60), many=st.integers(1, 4))
+def test_no_plan_is_below_the_bound_however_coarse_its_buckets(
+    step: tuple[list[int], Ranks, CostModel], many: int
+) -> None:
+    lengths, ranks, cost = step
+    plan = plan_step(lengths, ranks, cost)
+    bound = lower_bound(problem_of(lengths, ranks, cost), plan.predicted_s, many=many)
+    assert bound.step_s <= plan.predicted_s * (1 + 1e-6)
 
 
 def best_of_all(lengths: tuple[int, ...], ranks: Ranks, cost: CostModel) -> float:
