@@ -7,7 +7,6 @@ stages of a pipeline     the coordinator introduces them; they are joined by our
 
 from __future__ import annotations
 
-import faulthandler
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,7 +15,8 @@ from datetime import timedelta
 from functools import partial
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed.rendezvous import rendezvous
 
 from comms.channel import own_host, require_permission
 from comms.ledger import Direction, Ledger
@@ -29,8 +29,6 @@ from dist_train.crew import Crew, GroupCrew, Solo
 
 Enlist = Callable[[Ledger], AbstractContextManager[Crew]]
 """Joins this process to the others of its replica, for as long as it is entered; what moves goes into the ledger."""
-JOIN_S = 45.0
-"""How long ranks that torchrun started together may take to find each other: the slowest imports for some of it."""
 
 
 def stage_of(replica: ReplicaConfig, told: str | None) -> str | None:
@@ -74,24 +72,14 @@ def _alone(_ledger: Ledger) -> Iterator[Crew]:
 
 @contextmanager
 def _started_by_torchrun(replica: ReplicaConfig, patience_s: float, ledger: Ledger) -> Iterator[Crew]:
-    with _ending_after(min(patience_s, JOIN_S)):
-        dist.init_process_group("gloo", timeout=timedelta(seconds=patience_s))
+    patience = timedelta(seconds=patience_s)
+    store, rank, ranks = next(rendezvous("env://", timeout=patience))
+    # torchrun keeps one store for all its attempts. Without a prefix, ranks that are started again read addresses of
+    # those that died: both listen, neither connects, and gloo waits far beyond its timeout.
+    attempt = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group("gloo", store=attempt, rank=rank, world_size=ranks, timeout=patience)
     with _gloo_crew(replica.id, ledger) as crew:
         yield crew
-
-
-@contextmanager
-def _ending_after(seconds: float) -> Iterator[None]:
-    """Ends the process, saying where it stood, when the block takes longer; torchrun then starts all ranks anew.
-
-    Ranks that were started again were seen to wait for each other in gloo's constructor, both listening and neither
-    connecting, far beyond its timeout. No exception reaches a thread there, so the process has to go.
-    """
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 @dataclass(frozen=True)
