@@ -109,12 +109,15 @@ class InTurn(LocalEngine):
         """Of a step."""
         return self._micro_batches
 
+    def room_of(self, batch: Batch) -> int:
+        """Tokens that every message of a step with this batch has room for."""
+        return room_for([part.num_tokens for part in balanced_micro_batches(batch, self._micro_batches)])
+
     def gradient(self, batch: Batch) -> float:
         """As that of the stages together."""
         self._model.zero_grad(set_to_none=True)
-        parts, total = balanced_micro_batches(batch, self._micro_batches), 0.0
-        self.room_tokens = room_for([part.num_tokens for part in parts])
-        for part in parts:
+        self.room_tokens, total = self.room_of(batch), 0.0
+        for part in balanced_micro_batches(batch, self._micro_batches):
             with autocast(self._model):
                 loss = loss_sum(self._model, part) / max(1, batch.num_targets)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -90,6 +90,7 @@ class PacedEngine:
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
         """The engine's."""
         found = self._engine.evaluate(batches)
+        self._machines.count_evaluation(batches)
         self._clock.validated()
         return found
 

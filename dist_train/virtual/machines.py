@@ -9,7 +9,8 @@ that are multiplied with (so of the operations), h_s a message's seconds over bo
                  and the longest round trip to the first stage, for the norm by which all clip            (3)
                  told, T seconds without links:   C = m T / ((m - 1) max p_s + 1)                         (4)
 
-What a replica's machines say to each other for the exchange is left out, and so is what an evaluation sends.
+What a replica's machines say to each other for the exchange is left out; what an evaluation sends is counted, and takes
+no time on the links.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from comms.link_plan import LinkPlan
     from comms.virtual_network import VirtualNetwork
     from dist_train.config import Config, ReplicaConfig
+    from dist_train.data.batches import Batch
     from dist_train.pipeline.rehearsal import InTurn
     from dist_train.pipeline.terms import Terms
 
@@ -50,6 +52,10 @@ class Machines(Protocol):
         """Counts what they sent each other in the step that was just computed."""
         ...
 
+    def count_evaluation(self, batches: Sequence[Batch]) -> None:
+        """Counts what they send each other to evaluate `batches`."""
+        ...
+
 
 class Ranks:
     """One rank (1), or several on one machine (2)."""
@@ -67,6 +73,9 @@ class Ranks:
 
     def count(self) -> None:
         """Nothing: what they say stays on their machine."""
+
+    def count_evaluation(self, batches: Sequence[Batch]) -> None:
+        """Nothing, likewise."""
 
 
 class Stages:
@@ -94,6 +103,14 @@ class Stages:
             self._tally(stage, "received", "activation", num_bytes)
             self._tally(stage, "sent", "activation_gradient", num_bytes)
             self._tally(stage + 1, "received", "activation_gradient", num_bytes)
+
+    def count_evaluation(self, batches: Sequence[Batch]) -> None:
+        """A message there over each boundary, for each micro-batch of each batch."""
+        message_bytes = [self._wire.num_bytes(self._engine.room_of(b)) + MESSAGE_HEADER_BYTES for b in batches]
+        num_bytes = self._engine.micro_batches * sum(message_bytes)
+        for stage in range(len(self._parts) - 1):
+            self._tally(stage + 1, "sent", "activation", num_bytes)
+            self._tally(stage, "received", "activation", num_bytes)
 
     @property
     def _message_bytes(self) -> int:
