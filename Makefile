@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-shapes test-cluster check format protos bench clean
+.PHONY: help demo test test-faults test-long test-shapes test-cluster check format protos bench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -18,8 +18,10 @@ demo: $(VENV)/.run  ## Train three replicas on this machine (a few minutes) and 
 test: $(VENV)/.dev  ## Run the tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full_matrix and not cluster" $(PYTEST_ARGS)
 
-test-faults: $(VENV)/.dev  ## Run every fault at every point of a round, and what else takes long (about 20 minutes).
+test-faults: $(VENV)/.dev  ## Run every fault at every point of a round (about 11 minutes).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+
+test-long: $(VENV)/.dev  ## Run what else takes long: ranks, pipelines, joins, chaos, virtual against real (about 7 minutes).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m full_matrix tests/launcher tests/benchmarks tests/dist_train/test_virtual.py $(PYTEST_ARGS)
 
 test-shapes: $(VENV)/.dev  ## Run a step in every partition of eight ranks (some minutes).
