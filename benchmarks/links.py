@@ -203,7 +203,8 @@ class Endless(pb_grpc.PayloadsServicer):
         context: grpc.aio.ServicerContext[pb.PutRequest, pb.PutReply],
     ) -> pb.PutReply:
         """Nothing is taken in."""
-        raise NotImplementedError
+        del request_iterator
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server only sends")
 
 
 async def _be_member(name: str, window_s: float, mode: str) -> None:

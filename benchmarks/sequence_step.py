@@ -116,7 +116,7 @@ def main() -> None:
     settings = Settings(**options)
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
-        start_processes(rank_main, (settings, folder), nprocs=settings.ranks)  # type: ignore[no-untyped-call]
+        start_processes(rank_main, (settings, folder), nprocs=settings.ranks)  # type: ignore[no-untyped-call]  # torch's
         found = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
     print(json.dumps(found, indent=1) if as_json else table(found))
 

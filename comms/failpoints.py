@@ -34,6 +34,7 @@ Point = Literal[
     "coordinator-before-journal",
     "coordinator-after-journal",
 ]
+ACTIONS: tuple[Action, ...] = get_args(Action)
 POINTS: tuple[Point, ...] = get_args(Point)
 _VARIABLE, _LOG_VARIABLE = "DIST_TRAIN_FAILPOINTS", "DIST_TRAIN_FAILPOINTS_LOG"
 
@@ -53,9 +54,9 @@ def parse(text: str) -> list[Failpoint]:
     for item in filter(None, text.split(";")):
         place, _, action = item.partition("=")
         point, _, number = place.partition("@")
-        if point not in POINTS or action not in get_args(Action) or not (number.isdecimal() or not number):
+        if point not in POINTS or action not in ACTIONS or not (number.isdecimal() or not number):
             raise ValueError(f"{_VARIABLE}: {item!r} is not POINT[@ROUND]=ACTION; points: {', '.join(POINTS)}")
-        parsed.append(Failpoint(point, int(number) if number else None, action))  # type: ignore[arg-type]
+        parsed.append(Failpoint(point, int(number) if number else None, action))
     return parsed
 
 

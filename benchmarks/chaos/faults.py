@@ -175,9 +175,12 @@ def schedule(seed: int, replicas: list[str], count: int) -> list[tuple[str, str,
     while len(planned) < count:
         for kind in rng.sample([*kinds, "member"], len(kinds) + 1):
             victim = COORDINATOR if kind == "coordinator" else rng.choice(replicas)
+            lasts_s = round(rng.uniform(2.0, 5.0), 1)
             if kind == "member":
-                kind, victim, is_there = ("leave" if is_there else "join"), NEWCOMER, not is_there  # noqa: PLW2901
-            planned.append((kind, victim, round(rng.uniform(2.0, 5.0), 1)))
+                planned.append(("leave" if is_there else "join", NEWCOMER, lasts_s))
+                is_there = not is_there
+            else:
+                planned.append((kind, victim, lasts_s))
     return planned[:count]
 
 

@@ -15,32 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _identifier(value: str) -> str:
-    if (
-        not value
-        or len(value) > 64
-        or not all((c.isalnum() and c.isascii()) or c in "-_." for c in value)
-        or value[0] in "-."
-    ):
-        raise ValueError("use 1 to 64 letters, digits, '-', '_' or '.', beginning with a letter, a digit or '_'")
-    return value
-
-
-def _host(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_\[][A-Za-z0-9_.:@%\[\]-]*", value):
-        raise ValueError('a host is a name or an address, as ssh takes it: "gpu1", "user@192.0.2.7"')
-    return value
-
-
 def _one_line(value: str) -> str:
     if not value.isprintable():
         raise ValueError("a text of one line is wanted")
-    return value
-
-
-def _slurm_option(value: str) -> str:
-    if not re.fullmatch(r"--[a-z][a-z0-9-]*(=[^\s]+)?", value):
-        raise ValueError('an option of sbatch is written --name or --name=value, without spaces: "--time=04:00:00"')
     return value
 
 
@@ -56,6 +33,17 @@ def _page_address(value: str) -> str:
     if not colon or not host or not port.isdecimal() or int(port) > 65_535:
         raise ValueError("give it as host:port; port 0 takes any free port")
     return value
+
+
+def _matching(pattern: str, rule: str) -> AfterValidator:
+    """Refuses what does not look like `pattern`, with the rule in words."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(rule)
+        return value
+
+    return AfterValidator(check)
 
 
 def _readable_by(parse: Callable[[str], object]) -> AfterValidator:
@@ -76,10 +64,28 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-Identifier = Annotated[str, AfterValidator(_identifier)]
-Host = Annotated[str, AfterValidator(_host)]
+Identifier = Annotated[
+    str,
+    _matching(
+        r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}",
+        "use 1 to 64 letters, digits, '-', '_' or '.', beginning with a letter, a digit or '_'",
+    ),
+]
+Host = Annotated[
+    str,
+    _matching(
+        r"[A-Za-z0-9_\[][A-Za-z0-9_.:@%\[\]-]*",
+        'a host is a name or an address, as ssh takes it: "gpu1", "user@192.0.2.7"',
+    ),
+]
 OneLine = Annotated[str, AfterValidator(_one_line)]
-SlurmOption = Annotated[str, AfterValidator(_slurm_option)]
+SlurmOption = Annotated[
+    str,
+    _matching(
+        r"--[a-z][a-z0-9-]*(=[^\s]+)?",
+        'an option of sbatch is written --name or --name=value, without spaces: "--time=04:00:00"',
+    ),
+]
 PageAddress = Annotated[str, AfterValidator(_page_address)]
 PlannerName = Annotated[str, AfterValidator(_planner)]
 RateText = Annotated[str, _readable_by(bits_per_second)]
