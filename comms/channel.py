@@ -6,7 +6,6 @@ peer is known by the name in its certificate, wherever it is, and both ends take
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import resource
 import socket
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 import grpc
 
 from comms import network
+from comms.address import host_and_port, is_loopback
 from comms.certificates import dns_name
 from comms.credentials import KeyFiles, Keys, channel_credentials, read_keys, server_credentials
 from comms.errors import CommsError, Unreachable
@@ -60,24 +60,6 @@ _SERVER_OPTIONS = (
 
 class InsecureAddress(CommsError):
     """Plain text would leave this machine, and nobody has said that it may."""
-
-
-def host_and_port(address: str) -> tuple[str, int]:
-    """The parts of `host:port`; InsecureAddress names what does not parse."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
-        raise InsecureAddress(f"address {address!r} is not of the form host:port, such as 192.0.2.10:7000")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` can only be this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def own_host(towards: str) -> str:

@@ -3,6 +3,7 @@
     CommsError
     ├── Refused          the coordinator won't have this replica; trying again won't help
     ├── Unreachable      nobody answers at an address
+    ├── BadAddress       a text that should be host:port (comms.address)
     ├── DeadlineError    a wait came to its bound; names the peer, the phase and the config key
     ├── RunFailed        the run ended early, for everybody
     ├── JournalError     the coordinator's journal belongs to another run, or cannot be written

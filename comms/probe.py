@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import grpc
 
+from comms.address import host_and_port
 from comms.agreement import COORDINATOR
-from comms.channel import host_and_port, listen, new_server, open_blocking_channel
+from comms.channel import listen, new_server, open_blocking_channel
 from comms.errors import CommsError, Unreachable
 from comms.ledger import MESSAGE_HEADER_BYTES
 from comms.loop_thread import LoopThread

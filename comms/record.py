@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from google.protobuf.message import DecodeError
 
 from comms import wire
+from comms.address import BadAddress, host_and_port
 from comms.certificates import dns_name
-from comms.channel import InsecureAddress, host_and_port
 from comms.credentials import has_issued, names_in, read_keys
 from comms.errors import CommsError
 from comms.security import Security, Tls
@@ -80,7 +80,7 @@ def opened(sealed_record: bytes, run: str, security: Security, now_s: float | No
     try:
         envelope = pb.AddressRecord.FromString(sealed_record)
         record = _stated(pb.AddressStatement.FromString(envelope.statement))
-    except (DecodeError, wire.WireError, InsecureAddress) as error:
+    except (DecodeError, wire.WireError, BadAddress) as error:
         raise BadRecord(f"a record means nothing: {error}") from None
     if record.run != run:
         raise BadRecord(f"a record is of the run {record.run!r}, not of {run!r}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from comms.address import host_and_port
 from comms.agreement import COORDINATOR
-from comms.channel import host_and_port, own_host
+from comms.channel import own_host
 from comms.dht import DhtSettings
 from comms.discovery import Discovery
 from comms.multiaddress import ANY_PORT, LOOPBACK_PORT, NOWHERE, peer_of

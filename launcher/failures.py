@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import sys
 
+from comms.address import BadAddress
 from dist_train.config import ConfigError
 
 PREFIX = "dist-train: "
 # By name, because importing them costs seconds: an error of a module that was never imported cannot have occurred.
+MISTAKES_LAZILY = (("comms.channel", "InsecureAddress"),)
 EXPECTED_LAZILY = (("comms.errors", "CommsError"), ("dist_train.checkpoint", "CheckpointError"))
 
 
@@ -21,9 +23,9 @@ class LaunchError(Exception):
 
 def exit_code(error: BaseException) -> int | None:
     """The exit code that an expected error ends with; None for a bug."""
-    if isinstance(error, ConfigError):
+    if isinstance(error, (ConfigError, BadAddress, *_imported_errors(MISTAKES_LAZILY))):
         return 2
-    expected: tuple[type[BaseException], ...] = (OSError, LaunchError, *_imported_errors())
+    expected: tuple[type[BaseException], ...] = (OSError, LaunchError, *_imported_errors(EXPECTED_LAZILY))
     return 1 if isinstance(error, expected) else None
 
 
@@ -34,6 +36,6 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _imported_errors() -> tuple[type[BaseException], ...]:
-    found = (getattr(sys.modules.get(module), name, None) for module, name in EXPECTED_LAZILY)
+def _imported_errors(wanted: tuple[tuple[str, str], ...]) -> tuple[type[BaseException], ...]:
+    found = (getattr(sys.modules.get(module), name, None) for module, name in wanted)
     return tuple(error for error in found if isinstance(error, type) and issubclass(error, BaseException))

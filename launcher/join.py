@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from comms.address import host_and_port, is_loopback
 from comms.certificates import CertificateError
-from comms.channel import host_and_port, is_loopback
 from comms.credentials import read_keys
 from comms.invitation import Invitation, ask
 from comms.security import Insecure, Loopback, Security, Tls

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from comms.channel import host_and_port, is_loopback
+from comms.address import host_and_port, is_loopback
 from comms.errors import CommsError
 from dist_train.config import ConfigError
 from launcher import members

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from comms.address import host_and_port
 from comms.certificates import OPERATOR
-from comms.channel import host_and_port, open_blocking_channel
+from comms.channel import open_blocking_channel
 from dist_train.config import ConfigError
 from dist_train.security import security_of
 from launcher.failures import LaunchError

@@ -17,7 +17,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from comms.channel import host_and_port, is_loopback, own_host
+from comms.address import host_and_port, is_loopback
+from comms.channel import own_host
 from dist_train.config import ConfigError
 from dist_train.run_directory import write_atomically
 from launcher import members

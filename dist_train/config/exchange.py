@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dist_train.config.section import Section, SharedSection
-from dist_train.config.texts import ListenText, PeerText, RecordSeconds, Seconds
+from dist_train.config.texts import AddressText, ListenText, PeerText, RecordSeconds, Seconds
 
 
 class ExchangeConfig(SharedSection):
@@ -15,7 +15,7 @@ class ExchangeConfig(SharedSection):
 
     own_keys: ClassVar[frozenset[str]] = frozenset({"address", "most_replicas", "most_faults"})
 
-    address: str = "127.0.0.1:0"
+    address: AddressText = "127.0.0.1:0"
     """Where the coordinator listens; port 0 takes any free port."""
     route: Literal["direct", "relay"] = "direct"
     """`direct`: replicas serve their own payloads. `relay`: the coordinator stores and forwards; all dial only it."""
@@ -99,7 +99,7 @@ class DiscoveryConfig(Section):
     listen: ListenText | None = None
     """Where this member's node listens, such as "/ip4/0.0.0.0/tcp/7100"; "none" only dials out. When left out: any port
     of this machine's, but nowhere for a replica under `exchange.route = "relay"`."""
-    advertise: str | None = None
+    advertise: AddressText | None = None
     """HOST:PORT at which others reach the coordinator, where that is not where it listens: a forwarded port."""
     record_s: RecordSeconds = 60.0
     """How long an address is good for after its member was last heard of; it is renewed three times as often."""

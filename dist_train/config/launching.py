@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from comms.address import host_and_port, is_loopback
 from dist_train.config.section import Section
-from dist_train.config.texts import OneLine, PageAddress, Seconds, SlurmOption, is_loopback
+from dist_train.config.texts import AddressText, OneLine, Seconds, SlurmOption
 
 
 class LaunchConfig(Section):
@@ -76,9 +77,9 @@ class KubernetesConfig(Section):
 class WatchConfig(Section):
     """[watch]: what may be looked at while the run goes on. Nothing unless a key is given; see docs/watching.md."""
 
-    status_address: PageAddress | None = None
+    status_address: AddressText | None = None
     """Where the coordinator serves a page that shows how the run stands, such as "127.0.0.1:9390"."""
-    metrics_address: PageAddress | None = None
+    metrics_address: AddressText | None = None
     """Where the coordinator serves /metrics for Prometheus; rank n (from 1, over all [[replica]]) listens at
     port + n."""
     beyond_loopback: bool = False
@@ -91,7 +92,7 @@ class WatchConfig(Section):
     @model_validator(mode="after")
     def _stays_here(self) -> WatchConfig:
         for key, address in (("status_address", self.status_address), ("metrics_address", self.metrics_address)):
-            if address is not None and not self.beyond_loopback and not is_loopback(address.rpartition(":")[0]):
+            if address is not None and not self.beyond_loopback and not is_loopback(host_and_port(address)[0]):
                 raise ValueError(
                     f'{key} = "{address}" can be reached from other machines, by anybody: use 127.0.0.1, '
                     "or say beyond_loopback = true"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from functools import reduce
+from operator import getitem
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -14,6 +16,8 @@ from dist_train.run_directory import RunDirectory
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    from pydantic_core import ErrorDetails
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Config:
@@ -44,7 +48,7 @@ def parse(document: Mapping[str, Any], origin: str = "config") -> Config:
     try:
         return Config.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_first_problem(error)}") from None
+        raise ConfigError(f"{origin}: {_first_problem(error, document)}") from None
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
@@ -61,18 +65,43 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         table[name] = text  # a bare word is a string: outer.method=ddp
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, document: Mapping[str, Any]) -> str:
     problem = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in problem["loc"]) or "config"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        known = _keys_beside(problem["loc"])
-        return f"unknown key {place}; {nearest(str(problem['loc'][-1]), known)}"
-    if problem["type"] == "value_error":
-        return f"{place}: {message}" if problem["loc"] else message
-    if problem["type"] == "missing":
-        return f"{place} is missing; give it a value"
-    return f"{place} = {problem['input']!r}: {message[:1].lower()}{message[1:]}"
+    section, key = _place(problem["loc"], document)
+    return section + _complaint(problem, key)
+
+
+def _place(location: tuple[int | str, ...], document: Mapping[str, Any]) -> tuple[str, str]:
+    """Which one it is of the sections that there are several of, as its reader knows it, and the key in it."""
+    names = [str(part) for part in location]
+    if not (numbers := [depth for depth, part in enumerate(location) if isinstance(part, int)]):
+        return "", ".".join(names)
+    table: Any = reduce(getitem, location[: numbers[0] + 1], document)
+    if not isinstance(table, dict):
+        return "", ".".join(names)
+    section, name = ".".join(names[: numbers[0]]), table.get("id", table.get("name"))
+    is_named = isinstance(name, str) and name.isprintable()
+    said = f'{section} "{name}"' if is_named else f"[[{section}]] number {location[numbers[0]] + 1}"
+    return f"{said}: ", ".".join(names[numbers[0] + 1 :])
+
+
+def _complaint(problem: ErrorDetails, key: str) -> str:
+    message, given = problem["msg"].removeprefix("Value error, "), problem["input"]
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key}; {nearest(str(problem['loc'][-1]), _keys_beside(problem['loc']))}"
+        case "tuple_type" if isinstance(given, dict):
+            return f"there can be several of [{key}], so write [[{key}]], for one as well"
+        case "model_type":
+            brackets = "in single brackets" if isinstance(given, list) else "and its keys beneath"
+            return f"{key} is a section: write [{key}], {brackets}"
+        case "value_error":
+            return f"{key}: {message}" if key else message
+        case "missing":
+            return f"{key} is missing; give it a value"
+        case kind if kind.endswith(("_parsing", "_type")):
+            message = message.partition(",")[0].replace("tuple", "list")  # the rest says how pydantic tried
+    return f"{key or 'config'} = {given!r}: {message[:1].lower()}{message[1:]}"
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dist_train.config.section import Section
-from dist_train.config.texts import Host, Identifier, PlannerName, Seconds
+from dist_train.config.texts import DeviceName, Host, Identifier, PlannerName, Seconds
 
 
 class ReplicaConfig(Section):
@@ -15,7 +15,7 @@ class ReplicaConfig(Section):
 
     id: Identifier
     """Its name, everywhere: in logs, reports, certificates and file names."""
-    device: str = "auto"
+    device: DeviceName = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`."""
     ranks: int = Field(default=1, ge=1, le=1024)
     """Processes that share the work of this replica on one machine."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
 
+from comms.address import host_and_port
 from comms.multiaddress import listen_host, peer_of
 from dist_train.rates import bits_per_second, latency_s, line_of, seconds
 
@@ -26,13 +26,6 @@ def _planner(value: str) -> str:
     if value in ("off", "adaptive", "best-homogeneous") or (name == "static" and colon and degree.isdecimal()):
         return value
     raise ValueError("choose adaptive, best-homogeneous, static:D with a degree D, or off")
-
-
-def _page_address(value: str) -> str:
-    host, colon, port = value.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
-        raise ValueError("give it as host:port; port 0 takes any free port")
-    return value
 
 
 def _matching(pattern: str, rule: str) -> AfterValidator:
@@ -56,14 +49,6 @@ def _readable_by(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the host."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 Identifier = Annotated[
     str,
     _matching(
@@ -78,6 +63,10 @@ Host = Annotated[
         'a host is a name or an address, as ssh takes it: "gpu1", "user@192.0.2.7"',
     ),
 ]
+DeviceName = Annotated[
+    str,
+    _matching(r"auto|cpu|cuda(:[0-9]{1,3})?", 'choose "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1"'),
+]
 OneLine = Annotated[str, AfterValidator(_one_line)]
 SlurmOption = Annotated[
     str,
@@ -86,8 +75,8 @@ SlurmOption = Annotated[
         'an option of sbatch is written --name or --name=value, without spaces: "--time=04:00:00"',
     ),
 ]
-PageAddress = Annotated[str, AfterValidator(_page_address)]
 PlannerName = Annotated[str, AfterValidator(_planner)]
+AddressText = Annotated[str, _readable_by(host_and_port)]
 RateText = Annotated[str, _readable_by(bits_per_second)]
 LineText = Annotated[str, _readable_by(line_of)]
 LatencyText = Annotated[str, _readable_by(latency_s)]

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from comms.channel import host_and_port, is_loopback
+from comms.address import host_and_port, is_loopback
 from comms.errors import Unreachable
 
 MOST_REQUEST_BYTES = 8 * 1024

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from comms.address import host_and_port
 from comms.agreement import COORDINATOR
-from comms.channel import host_and_port
 from comms.coordinator import Coordinator
 from comms.ledger import Ledger
 from dist_train.config import Config

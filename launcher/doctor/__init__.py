@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comms.channel import InsecureAddress, host_and_port, is_loopback
+from comms.address import host_and_port, is_loopback
 from comms.errors import CommsError
 from comms.security import Insecure, Loopback, Security, Tls
 from dist_train.config import Config, ConfigError
@@ -49,17 +49,14 @@ def patient(
     *,
     insecure: bool,
 ) -> Patient:
-    """What the options come to; ConfigError when they contradict each other or leave something open."""
+    """What the options come to; ConfigError, BadAddress when they contradict each other or leave something open."""
     if certificates is not None and insecure:
         raise ConfigError("--certificates and --insecure exclude each other; give one")
     named = named_run(address, bootstrap) if address is not None else None
     if config is not None and address is None and host_and_port(config.exchange.address)[1]:
         address = config.exchange.address
     if address is not None and named is None:
-        try:
-            host_and_port(address)
-        except InsecureAddress as error:
-            raise ConfigError(str(error)) from None
+        host_and_port(address)
     directory = Path(config.run.directory if config is not None else "runs")
     discovers = named is not None or (config is not None and config.discovery.is_on)
     security = _security(config, name, certificates, insecure=insecure)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from comms.address import BadAddress, host_and_port, is_loopback
 from comms.agreement import COORDINATOR
 from comms.certificates import CertificateError
-from comms.channel import InsecureAddress, host_and_port, is_loopback, own_host
+from comms.channel import InsecureAddress, own_host
 from comms.dht import CLOCKS_APART_S
 from comms.errors import CommsError, Unreachable
 from comms.invitation import ask
@@ -56,7 +57,7 @@ def way(address: str, security: Security, *, discovers: bool) -> Iterator[Findin
         with connection(address, COORDINATOR, security) as channel:
             yield ok("reachable", f"{address} shakes hands as the coordinator", address=address)
             yield from _behind(channel, address, security, discovers=discovers)
-    except (Unreachable, InsecureAddress, CertificateError) as error:
+    except (Unreachable, BadAddress, InsecureAddress, CertificateError) as error:
         yield problem(
             "reachable", str(error),
             "say what the run says: --certificates DIR for tls (its own authority's), --insecure, or neither",

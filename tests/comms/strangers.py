@@ -12,9 +12,10 @@ from pathlib import Path
 
 import grpc
 
+from comms.address import host_and_port
 from comms.agreement import COORDINATOR
 from comms.certificates import OPERATOR, TOKEN_FILE, issue
-from comms.channel import host_and_port, open_channel
+from comms.channel import open_channel
 from comms.join_token import prove, read_token
 from comms.security import Security, Tls
 from protos import payload_pb2 as payloads

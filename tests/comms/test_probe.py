@@ -11,9 +11,10 @@ import grpc
 import pytest
 
 from comms import probe_service
+from comms.address import host_and_port
 from comms.agreement import COORDINATOR
 from comms.certificates import issue
-from comms.channel import host_and_port, listen, new_server, open_blocking_channel
+from comms.channel import listen, new_server, open_blocking_channel
 from comms.errors import CommsError, Unreachable
 from comms.ledger import Ledger
 from comms.limits import Allowances

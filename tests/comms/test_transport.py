@@ -18,6 +18,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from comms.address import BadAddress
 from comms.agreement import COORDINATOR, Entry, Finish, Holder, Leave, Payload, Problem, Report, RoundPlan
 from comms.channel import InsecureAddress, listen, new_server, open_channel
 from comms.errors import JournalError, Refused, RunFailed, Unreachable
@@ -355,5 +356,5 @@ def test_who_says_insecure_may_listen_everywhere() -> None:
 
 @pytest.mark.parametrize("address", ["", "localhost", ":1", "localhost:x", "localhost:65536", "localhost:-1"])
 def test_an_address_is_host_and_port(address: str) -> None:
-    with pytest.raises(InsecureAddress, match="host:port"):
+    with pytest.raises(BadAddress, match="host:port"):
         open_channel(address, COORDINATOR, Loopback())

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from comms.address import host_and_port
 from comms.agreement import COORDINATOR
 from comms.certificates import OPERATOR, issue
-from comms.channel import host_and_port
 from comms.probe import connection
 from comms.security import Loopback, Tls
 from dist_train.config import ConfigError
