@@ -27,9 +27,10 @@ import numpy as np
 
 from dist_train.config import load, parse
 from dist_train.planning.architecture import architecture_of
+from dist_train.planning.assumptions import Assumptions
 from dist_train.planning.devices import Device, Link, Network
 from dist_train.planning.grouping import place
-from dist_train.planning.predict import Assumptions, predict
+from dist_train.planning.predict import predict
 from dist_train.planning.stages import Workload
 from dist_train.report.metrics import RoundRow, read_rounds
 from dist_train.run_directory import RunDirectory

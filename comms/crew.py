@@ -36,6 +36,9 @@ from comms.errors import CommsError
 from comms.transport import Arrival, Transport
 from protos import round_pb2 as pb
 
+SIGN_BYTES = 1
+"""Before what rank 0 hears, on its way to the others: whether it heard it, or why not."""
+
 
 class Crew(Protocol):
     """The ranks of one replica. Every call is made by all of them, in the same order, and blocks until all have."""
@@ -133,9 +136,9 @@ class CrewTransport:
         message = self._crew.broadcast(message)
         if failure is not None:
             raise failure
-        if message[:1] == b"-":
-            raise CommsError(f"rank 0: {message[1:].decode(errors='replace')}")
-        return message[1:]
+        if message[:SIGN_BYTES] == b"-":
+            raise CommsError(f"rank 0: {message[SIGN_BYTES:].decode(errors='replace')}")
+        return message[SIGN_BYTES:]
 
 
 def combined(parts: Sequence[MemberMessage]) -> MemberMessage:

@@ -27,10 +27,9 @@ from comms.place import Bounds, Place
 from comms.rank_group import RankGroup
 from comms.rendezvous import KeyNotThere
 from comms.security import Security
-from comms.tensor_header import ITEM_BYTES, KindOf, TensorHeader, kind_by_direction
+from comms.tensor_header import COLLECTIVE_TAG, ITEM_BYTES, KindOf, TensorHeader, kind_by_direction
 
 BACKEND = "grpc"
-_COLLECTIVES = -1
 SMALL_BYTES = 4096
 """What is cheaper to send N times than to wait for twice."""
 """The tag of what collectives send; the tags of programs begin at 0."""
@@ -351,7 +350,7 @@ class GrpcProcessGroup(dist.ProcessGroup):
 
     def _exchange(self, phase: str, outputs: Sequence[Tensor], tensor: Tensor) -> None:
         """Fills `outputs` with the ranks' tensors, each sent to all others by the rank that has it."""
-        futures = [(self._post(tensor, peer, _COLLECTIVES, "intra_replica"), peer) for peer in self._others()]
+        futures = [(self._post(tensor, peer, COLLECTIVE_TAG, "intra_replica"), peer) for peer in self._others()]
         for rank, output in enumerate(outputs):
             if rank == self.rank():
                 output.data.copy_(tensor.detach())
@@ -364,13 +363,13 @@ class GrpcProcessGroup(dist.ProcessGroup):
         if self.rank() != root:
             self._receive_into(phase, tensor, root)
             return
-        futures = [(self._post(tensor, peer, _COLLECTIVES, "intra_replica"), peer) for peer in self._others()]
+        futures = [(self._post(tensor, peer, COLLECTIVE_TAG, "intra_replica"), peer) for peer in self._others()]
         for future, peer in futures:
             self.ranks.wait(future, phase, peer, phase, self._timeout_s)
 
     def _gather(self, phase: str, outputs: Sequence[Tensor], tensor: Tensor, root: int) -> None:
         if self.rank() != root:
-            future = self._post(tensor, self._members[root], _COLLECTIVES, "intra_replica")
+            future = self._post(tensor, self._members[root], COLLECTIVE_TAG, "intra_replica")
             self.ranks.wait(future, phase, self._members[root], phase, self._timeout_s)
             return
         for rank, output in enumerate(outputs):
@@ -381,7 +380,7 @@ class GrpcProcessGroup(dist.ProcessGroup):
 
     def _receive_into(self, phase: str, tensor: Tensor, rank: int) -> None:
         peer = self._members[rank]
-        future = self.ranks.receive(peer, self._lane, _COLLECTIVES)
+        future = self.ranks.receive(peer, self._lane, COLLECTIVE_TAG)
         _fill(tensor, self.ranks.wait(future, phase, peer, phase, self._timeout_s), self.ranks.place.peer(peer))
 
     def _others(self) -> list[int]:

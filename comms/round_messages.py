@@ -24,6 +24,9 @@ from protos import payload_pb2, round_pb2
 _DIGEST = "0" * 2 * wire.DIGEST_BYTES
 _DIGEST_BYTES = bytes(wire.DIGEST_BYTES)
 _ADDRESS = "192.0.2.1:40000"
+ADDRESS_BYTES = len(_ADDRESS)
+"""Of one that ranks tell each other: where they serve payloads."""
+FINISH_BYTES = int(wire.coordinator_message_to_pb(a.Finish()).ByteSize())
 HEARTBEAT_BYTES = MESSAGE_HEADER_BYTES + wire.member_message_to_pb(a.Heartbeat()).ByteSize()
 
 
@@ -120,7 +123,7 @@ def offer_bytes(round_number: int) -> int:
 def join_bytes(replica: str, ranks: int) -> int:
     """What joining takes, and being told that the run is over."""
     join = a.Join(replica, "0" * 16, _ADDRESS, _DIGEST, _DIGEST, 10**7, 0, _DIGEST, (_ADDRESS,) * (ranks - 1))
-    return _heard(join) + _said(a.Finish()) + 2 * MESSAGE_HEADER_BYTES
+    return _heard(join) + FINISH_BYTES + 2 * MESSAGE_HEADER_BYTES
 
 
 def _heard(message: a.MemberMessage) -> int:

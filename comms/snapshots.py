@@ -44,6 +44,18 @@ def encode_index(parts: tuple[Part, ...]) -> bytes:
     return pb.SnapshotIndex(parts=listed).SerializeToString(deterministic=True)
 
 
+def parts_bytes(num_bytes: int) -> tuple[int, ...]:
+    """How long the parts of a file are that is `num_bytes` long."""
+    full, rest = divmod(num_bytes, PART_BYTES)
+    return (PART_BYTES,) * full + ((rest,) if rest else ())
+
+
+def index_bytes(num_bytes: int) -> int:
+    """How long the index of a file is that is `num_bytes` long."""
+    digest = "0" * 2 * wire.DIGEST_BYTES
+    return len(encode_index(tuple(Part(digest, part_bytes, 0) for part_bytes in parts_bytes(num_bytes))))
+
+
 def decode_index(index: bytes, most_bytes: int) -> tuple[Part, ...]:
     """The parts that an index lists; WireError when it is none, or when they come to more than `most_bytes`."""
     try:

@@ -16,6 +16,8 @@ ITEM_BYTES: Mapping[str, int] = {
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
 """The dtypes that travel, by torch's name for them, and the bytes of one value."""
+COLLECTIVE_TAG = -1
+"""Of tensors that belong to no `send` but to a collective."""
 MOST_DIMS = 16
 MOST_LANE = 100
 _KINDS: Mapping[str, TensorKind] = {kind: kind for kind in get_args(TensorKind)}

@@ -24,6 +24,7 @@ from comms.errors import CommsError
 from comms.ledger import Direction
 from dist_train.coalescing import coalesced
 from dist_train.dealing import dealt
+from dist_train.rank_messages import number_from_bytes, number_to_bytes, slot, slots_of
 
 Count = Callable[[Direction, int, int], None]
 """Called with the direction, the rank at the other end, and the bytes."""
@@ -89,7 +90,7 @@ class GroupCrew:
 
     def least(self, number: int) -> int:
         """The least of what the ranks give (not negative). CommsError when one is gone."""
-        return min(int.from_bytes(part, "big") for part in self.all_gather(number.to_bytes(8, "big")))
+        return min(map(number_from_bytes, self.all_gather(number_to_bytes(number))))
 
     def share(self, tensor: Tensor, source: int) -> None:
         """Makes `tensor` (contiguous, on the CPU) what it is on rank `source`. CommsError when another rank is gone."""
@@ -168,21 +169,13 @@ class Duties:
 
         CommsError when two ranks give different ones of the same fragment.
         """
-        mine = b"".join(_slot(list(self.owners).index(fragment), digest) for fragment, digest in digests.items())
+        mine = b"".join(slot(list(self.owners).index(fragment), digest) for fragment, digest in digests.items())
         found: dict[int, bytes] = {}
         for rank, part in enumerate(self.crew.all_gather(mine)):
-            for start in range(0, len(part), _SLOT_BYTES):
-                index, digest = int.from_bytes(part[start : start + 4], "big"), part[start + 4 : start + _SLOT_BYTES]
+            for index, digest in slots_of(part):
                 if found.setdefault(index, digest) != digest:
                     raise CommsError(f"rank {rank} holds another {list(self.owners)[index]} than the ranks before it")
         return hashlib.sha256(b"".join(found[index] for index in range(len(self.owners)))).hexdigest()
-
-
-_SLOT_BYTES = 4 + 32
-
-
-def _slot(index: int, digest: bytes) -> bytes:
-    return index.to_bytes(4, "big") + digest
 
 
 def alone(fragments: Sequence[str]) -> Duties:

@@ -28,7 +28,7 @@ from comms.leases import Segment
 from comms.payloads import stream_bytes
 from comms.virtual_network import framed_bytes
 from dist_train.config import Config, ConfigError, load_kept
-from dist_train.planning.round_seconds import Exchange, Speed, phase_seconds
+from dist_train.planning.round_seconds import Exchange, Speed, line_bytes, phase_seconds
 from dist_train.report.facts import read_facts
 from dist_train.report.metrics import read_rounds
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Route = Literal["direct", "relay"]
 ROUTES: tuple[Route, ...] = ("direct", "relay")
+CALLS: tuple[Literal["get", "put"], ...] = ("get", "put")
 MOST_REPLICAS = 10_000
 _HEX = "0" * 64
 
@@ -164,10 +165,12 @@ def _round(question: _Question, row: RoundRow, route: Route) -> dict[str, float]
     fragments, parameters = question.fragments, question.parameters
     compute_s = list(islice(cycle(_phase(row, "compute")), replicas))
     payload = round(_mean(list(row.payload_bytes.values())))
-    get_bytes, put_bytes = (fragments * stream_bytes(-(-payload // fragments), call) for call in ("get", "put"))
+    sizes = (-(-payload // fragments),) * fragments
+    get_bytes, put_bytes = (sum(stream_bytes(size, call) for size in sizes) for call in CALLS)
+    get_line_bytes, put_line_bytes = (line_bytes(sizes, call) for call in CALLS)
     relayed = route == "relay"
     exchange = Exchange(
-        replicas, parameters, get_bytes, framed_bytes(get_bytes), framed_bytes(put_bytes) if relayed else 0, route,
+        replicas, parameters, get_bytes, get_line_bytes, put_line_bytes if relayed else 0, route,
         links.up_bits_per_second, links.coordinator_up_bits_per_second,
     )  # fmt: skip
     contributors = max(1, len(row.contributors))
@@ -183,7 +186,7 @@ def _round(question: _Question, row: RoundRow, route: Route) -> dict[str, float]
     phases = phase_seconds(speed, exchange, steps)
     publish_s = phases.publish_s
     if relayed:  # all of them put at once
-        publish_s = max(publish_s, 8 * replicas * framed_bytes(put_bytes) / links.coordinator_down_bits_per_second)
+        publish_s = max(publish_s, 8 * replicas * put_line_bytes / links.coordinator_down_bits_per_second)
     words = words_bytes(replicas, fragments)
     words_s = 8 * replicas * framed_bytes(words) / links.coordinator_up_bits_per_second + 2 * links.latency_s  # (1)
     slowest_s = max(compute_s)

@@ -68,7 +68,7 @@ def newcomer(
     insecure: bool,
     bootstrap: Sequence[str] = (),
 ) -> Newcomer:
-    """What the options come to; ConfigError when they contradict each other or the address.
+    """What the options come to; ConfigError, BadAddress when they are wrong, or contradict each other or the address.
 
     Looks the address up when it is a run's name: Unreachable when nobody knows it.
     """
@@ -76,6 +76,8 @@ def newcomer(
         raise ConfigError("--token does nothing without --certificates; give both, or neither")
     if certificates is not None and insecure:
         raise ConfigError("--certificates and --insecure exclude each other; give one")
+    own_id = name or _host_name()
+    parse({"replica": [{"id": own_id, "device": device}]}, origin="join")
     named = named_run(address, bootstrap)
     is_here = named.is_here if named is not None else is_loopback(host_and_port(address)[0])
     if certificates is None and not insecure and not is_here:
@@ -88,7 +90,7 @@ def newcomer(
         security = {"mode": "tls", "certificates": str(certificates)}
         if token is not None:
             security["token_file"] = str(token)
-    who = Newcomer(address, name or _host_name(), device, security)
+    who = Newcomer(address, own_id, device, security)
     if named is None:
         return who
     return replace(who, address=named.locate(who.security_value()), discovery={"bootstrap": list(named.bootstrap)})

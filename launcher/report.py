@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dist_train.report.collect import collect
 from dist_train.run_directory import RunDirectory, write_atomically
+from launcher.console import console
 from launcher.lock import is_locked
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dist_train.report.contents import Report
-
-COLUMNS = 100
-"""Of what is read later, from a file or a pipe."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +71,13 @@ def _json(reports: list[Report]) -> str:
 
 
 def _text(reports: list[Report]) -> str:
-    from rich.console import Console  # JSON and pages need no terminal
-
     from dist_train.report.compare import render_comparison
     from dist_train.report.terminal import render_terminal
 
-    console = Console() if sys.stdout.isatty() else Console(width=COLUMNS)
-    with console.capture() as capture:
-        console.print(render_terminal(reports[0]))
+    screen = console()
+    with screen.capture() as capture:
+        screen.print(render_terminal(reports[0]))
         if len(reports) > 1:
-            console.print()
-            console.print(render_comparison(reports))
+            screen.print()
+            screen.print(render_comparison(reports))
     return capture.get().rstrip("\n")

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from dist_train.config import Config, ConfigError, parse
 from dist_train.links import line_text, link_plan, members_of, path_text, rate_text
-from dist_train.rates import link_of
 from dist_train.report.links import EVERYBODY, collect_links
 from launcher import local
 from launcher.director import Director
 from launcher.failures import LaunchError
 from launcher.lock import is_locked
 from launcher.network import KernelNetwork, ShapedNetwork, SimulatedNetwork
+from launcher.options import link_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -32,10 +32,7 @@ def with_options(config: Config, link: str | None, replicas: Sequence[str]) -> C
     document: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
     simulate = document["simulate"]
     if link is not None:
-        try:
-            said = link_of(link)
-        except ValueError as error:
-            raise ConfigError(f"--link: {error}") from None
+        said = link_text(link)
         given = {"line": said.line, "latency": said.latency, "jitter": said.jitter}
         simulate |= {key: text for key, text in given.items() if text is not None}
     for replica in replicas:

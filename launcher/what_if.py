@@ -9,9 +9,10 @@ from rich import box
 from rich.table import Table
 
 from dist_train.config import ConfigError
-from dist_train.rates import latency_s, line_of, link_of
+from dist_train.rates import UNLIMITED, latency_s, line_of
 from dist_train.report.quantities import bytes_text, seconds_text
 from dist_train.what_if import Links, WhatIf
+from launcher.options import link_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,17 +22,16 @@ COORDINATOR = "coordinator"
 
 def links_of(link: str | None, lines: Sequence[str]) -> Links:
     """What --link says of all, and `--replica coordinator=LINE` of the coordinator. ConfigError names the option."""
-    try:
-        said = link_of(link or "unlimited")
-        line = line_of(said.line or "unlimited")
-        coordinator = line
-        for text in lines:
-            name, _, given = text.partition("=")
-            if name != COORDINATOR:
-                raise ConfigError(f"--replica {text}: here all replicas are alike; only {COORDINATOR}=RATE can differ")
+    said = link_text(link or UNLIMITED, has_jitter=False)
+    line = coordinator = line_of(said.line or UNLIMITED)
+    for text in lines:
+        name, _, given = text.partition("=")
+        if name != COORDINATOR:
+            raise ConfigError(f"--replica {text}: here all replicas are alike; only {COORDINATOR}=RATE can differ")
+        try:
             coordinator = line_of(given)
-    except ValueError as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"--link: {error}") from None
+        except ValueError as error:
+            raise ConfigError(f"--replica {text}: {error}") from None
     rates = (line.up_bits_per_second, line.down_bits_per_second)
     coordinators = (coordinator.up_bits_per_second, coordinator.down_bits_per_second)
     up, down, coordinator_up, coordinator_down = (math.inf if r is None else r for r in (*rates, *coordinators))

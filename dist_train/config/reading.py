@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from functools import reduce
-from operator import getitem
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -26,6 +24,8 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Config:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder, and a run's TOML file is wanted{_config_in(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
@@ -41,6 +41,11 @@ def load_kept(run_dir: Path, overrides: Iterable[str] = ()) -> Config:
     if not file.is_file():
         raise ConfigError(f"{run_dir}: no run is kept here (no {file.name} in it)")
     return load(file, overrides)
+
+
+def _config_in(folder: Path) -> str:
+    file = RunDirectory(folder).config
+    return f": {file} for the run that is kept here" if file.is_file() else ""
 
 
 def parse(document: Mapping[str, Any], origin: str = "config") -> Config:
@@ -76,13 +81,16 @@ def _place(location: tuple[int | str, ...], document: Mapping[str, Any]) -> tupl
     names = [str(part) for part in location]
     if not (numbers := [depth for depth, part in enumerate(location) if isinstance(part, int)]):
         return "", ".".join(names)
-    table: Any = reduce(getitem, location[: numbers[0] + 1], document)
+    at = numbers[0]
+    table: Any = document
+    for part in location[: at + 1]:
+        table = table[part]
     if not isinstance(table, dict):
         return "", ".".join(names)
-    section, name = ".".join(names[: numbers[0]]), table.get("id", table.get("name"))
+    section, name = ".".join(names[:at]), table.get("id", table.get("name"))
     is_named = isinstance(name, str) and name.isprintable()
-    said = f'{section} "{name}"' if is_named else f"[[{section}]] number {location[numbers[0]] + 1}"
-    return f"{said}: ", ".".join(names[numbers[0] + 1 :])
+    said = f'{section} "{name}"' if is_named else f"[[{section}]] number {int(names[at]) + 1}"
+    return f"{said}: ", ".".join(names[at + 1 :])
 
 
 def _complaint(problem: ErrorDetails, key: str) -> str:

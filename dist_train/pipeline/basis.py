@@ -20,7 +20,6 @@ Differs: reproducible bits; `fitted`: U from the principal directions of stream 
 from __future__ import annotations
 
 import hashlib
-import struct
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,9 +29,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_train.model import drawn_weight
+from dist_train.pipeline.traffic import BASIS_HEADER
 
 Doubles = NDArray[np.float64]
-HEADER = struct.Struct("<4sIII")
 MAGIC = b"DTU1"
 MOST_HIDDEN = 1 << 20
 
@@ -70,12 +69,12 @@ class Basis:
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 over version, shape and the bits of U: what stages compare before they talk."""
-        header = HEADER.pack(MAGIC, self.version, *self.raw.shape)
+        header = BASIS_HEADER.pack(MAGIC, self.version, *self.raw.shape)
         return hashlib.sha256(header + self.columns.numpy().astype("<f8").tobytes()).digest()
 
     def to_bytes(self) -> bytes:
         """What `basis_from_bytes` reads: 16 bytes, then raw row by row in little-endian fp32."""
-        return HEADER.pack(MAGIC, self.version, *self.raw.shape) + self.raw.numpy().astype("<f4").tobytes()
+        return BASIS_HEADER.pack(MAGIC, self.version, *self.raw.shape) + self.raw.numpy().astype("<f4").tobytes()
 
 
 def seeded_basis(seed: int, hidden_size: int, rank_k: int) -> Basis:
@@ -92,12 +91,12 @@ def require_rank(rank_k: int, hidden_size: int) -> None:
 
 def basis_from_bytes(content: bytes) -> Basis:
     """The basis that another machine fitted; BasisError unless every byte is accounted for."""
-    if len(content) < HEADER.size:
+    if len(content) < BASIS_HEADER.size:
         raise BasisError(f"{len(content)} bytes hold no basis")
-    magic, version, d, k = HEADER.unpack_from(content)
-    if magic != MAGIC or not 1 <= k <= d <= MOST_HIDDEN or len(content) != HEADER.size + 4 * d * k:
+    magic, version, d, k = BASIS_HEADER.unpack_from(content)
+    if magic != MAGIC or not 1 <= k <= d <= MOST_HIDDEN or len(content) != BASIS_HEADER.size + 4 * d * k:
         raise BasisError(f"{len(content)} bytes that begin with {magic!r} and say {d} x {k} are no basis")
-    raw = np.frombuffer(content, "<f4", offset=HEADER.size).reshape(d, k).astype(np.float32)
+    raw = np.frombuffer(content, "<f4", offset=BASIS_HEADER.size).reshape(d, k).astype(np.float32)
     basis = Basis(torch.from_numpy(raw), version)
     _ = basis.columns  # raises now, not in the middle of a step
     return basis

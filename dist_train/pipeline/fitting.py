@@ -26,6 +26,7 @@ from comms.errors import CommsError
 from dist_train.outer import LocalStart
 from dist_train.pipeline.basis import BasisError, StreamCovariance, basis_from_bytes
 from dist_train.pipeline.terms import agree
+from dist_train.pipeline.traffic import FITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from dist_train.pipeline.engine import PipelineEngine
     from dist_train.pipeline.terms import Terms
 
-FITS = 3
 STATE = "basis"
 
 

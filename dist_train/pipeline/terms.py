@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from comms.wire import DIGEST_BYTES
 from dist_train.config import Config, ConfigError, ReplicaConfig
 from dist_train.model import architecture_of
 from dist_train.pipeline.basis import Basis, BasisError, require_rank, seeded_basis
@@ -54,8 +55,12 @@ class Terms:
         return hashlib.sha256(json.dumps(rest).encode() + self.basis_digest()).digest()
 
     def basis_digest(self) -> bytes:
-        """32 bytes; zero without a basis."""
-        return bytes(32) if self.basis is None else self.basis.digest
+        """A SHA-256; zero without a basis."""
+        return bytes(DIGEST_BYTES) if self.basis is None else self.basis.digest
+
+    def digests(self) -> bytes:
+        """What stages compare: TERMS_BYTES, the basis first."""
+        return self.basis_digest() + self.digest()
 
     def boundary(self) -> Boundary:
         """A new boundary of these terms."""
@@ -127,11 +132,11 @@ def bound_in(terms: Terms, span: range) -> range:
 
 def agree(terms: Terms, group: dist.ProcessGroup | None = None) -> None:
     """Returns when all stages of `group` have these terms; ConfigError names the first that has others. Blocks."""
-    mine = torch.frombuffer(bytearray(terms.basis_digest() + terms.digest()), dtype=torch.uint8)
+    mine = torch.frombuffer(bytearray(terms.digests()), dtype=torch.uint8)
     everybody = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everybody, mine, group=group)
     for stage, theirs in enumerate(everybody):
-        if not torch.equal(theirs[:32], mine[:32]):
+        if not torch.equal(theirs[:DIGEST_BYTES], mine[:DIGEST_BYTES]):
             raise ConfigError(
                 f"stage {stage} has another basis than stage {dist.get_rank(group)}; "
                 f"all stages must read one config, and hold the same fitted basis"

@@ -17,8 +17,8 @@ from dist_train.data.batches import Batch
 from dist_train.inner import InnerOptimizer
 from dist_train.model import build_model
 from dist_train.planning.architecture import architecture_of
+from dist_train.planning.assumptions import Measured
 from dist_train.planning.memory import micro_batches_of
-from dist_train.planning.predict import Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,11 +28,14 @@ if TYPE_CHECKING:
 REPEATS = 4
 MOST_TOKENS = 4096
 """Of the micro-batch that is timed; a larger one is taken to cost in proportion."""
+LOOK_S, MOST_BUSY_PERCENT = 0.25, 50.0
+"""How long is looked whether others keep the machine busy; above this share of its cores they disturb."""
 MOST_CODEC_VALUES = 1 << 24
 
 
 def measure(config: Config, device: str = "auto") -> Measured:
     """Seconds of one layer and of the rest in one micro-batch, and the codec's speed. Blocks for some seconds."""
+    is_disturbed = psutil.cpu_percent(LOOK_S) > MOST_BUSY_PERCENT
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     micro_batch_tokens, _ = micro_batches_of(config)
     tokens = min(micro_batch_tokens, max(MOST_TOKENS, config.data.sequence_tokens))
@@ -49,6 +52,7 @@ def measure(config: Config, device: str = "auto") -> Measured:
         memory_bytes=_memory_bytes(chosen),
         encode_parameters_per_s=encode,
         decode_parameters_per_s=decode,
+        is_disturbed=is_disturbed,
     )
 
 

@@ -20,7 +20,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from comms.payloads import CALL_BYTES, stream_bytes
+from comms.virtual_network import framed_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ENCODE_PARAMETERS_PER_S = 324e6
 DECODE_PARAMETERS_PER_S = 468e6
@@ -81,6 +87,11 @@ class PhaseSeconds:
         if self.compute_s is None:
             return None
         return max(self.compute_s, self.exchange_s) if overlap else self.compute_s + self.exchange_s
+
+
+def line_bytes(sizes_bytes: Iterable[int], call: Literal["get", "put"]) -> int:
+    """p: payloads of these sizes as a line carries them, each in a call of its own: frames, packets, requests."""
+    return sum(framed_bytes(stream_bytes(size, call)) + CALL_BYTES for size in sizes_bytes)
 
 
 def phase_seconds(speed: Speed, exchange: Exchange, inner_steps: int) -> PhaseSeconds:

@@ -1,7 +1,9 @@
 """What a run should have sent, of every kind, in closed form: from its config, its model and its committed rounds.
 
     pseudo_gradient   for each fragment f, of predicted size s_f:  gets_f get(s_f) + puts_f put(s_f)                 (1)
-                      gets_f = sum over members m of ranks of m that need f, times contributors other than m
+                      gets_f = sum over members m of ranks of m that need f, times contributors other than m;
+                      of the embedding, which every stage needs, also the stages of each contributor that are on
+                      another machine than its first stage: these get its own from there
     activation, …     what the replicas' engines worked out for the steps that they ran (`predicted_traffic`)        (2)
     intra_replica     (2), and of each replica of N > 1 ranks in a round
                       what rank 0 hears, to all:   3 broadcasts,  broadcast(n) = (N - 1) (8 + n)                     (3)
@@ -22,9 +24,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from comms.crew import SIGN_BYTES
 from comms.ledger import MESSAGE_HEADER_BYTES
 from comms.payloads import stream_bytes
 from comms.round_messages import (
+    ADDRESS_BYTES,
+    FINISH_BYTES,
     HEARTBEAT_BYTES,
     MessageBytes,
     RoundShape,
@@ -36,9 +41,11 @@ from comms.round_messages import (
     put_bytes,
     rank_report_bytes,
 )
-from comms.snapshots import PART_BYTES
-from comms.tensor_header import TensorHeader
+from comms.snapshots import index_bytes, parts_bytes
+from comms.tensor_header import COLLECTIVE_TAG, ITEM_BYTES, TensorHeader
 from comms.tensor_stream import RECEIPT_BYTES, tensor_bytes
+from dist_train.pipeline.traffic import FITS, LANE, TERMS_BYTES, basis_bytes, directions_bytes
+from dist_train.rank_messages import NUMBER_BYTES, SLOT_BYTES
 from dist_train.report.members import EMBED, Member, members_of, stranger
 from dist_train.report.metrics import SNAPSHOTS
 
@@ -49,17 +56,11 @@ if TYPE_CHECKING:
     from dist_train.report.facts import RunFacts
     from dist_train.report.metrics import RoundRow
 
-DIGEST_SLOT_BYTES = 36
-"""Of a fragment, in what ranks compare: its number and its digest."""
-LENGTH_BYTES = 8
-VALUE_BYTES = 4
-LANE, COLLECTIVE_TAG = "0", -1
-INDEX_ENTRY_BYTES = 40
-"""Of a part of a snapshot: digest, length, and what they are packed in."""
-ADDRESS_BYTES, TERMS_BYTES = 15, 64
+LENGTH_BYTES = ITEM_BYTES["int64"]
+"""Goes before what ranks tell each other."""
+VALUE_BYTES = ITEM_BYTES["float32"]
 REPORTED = ("compute", "encode", "publish")
 TOLD = ("activation", "activation_gradient", "sequence_all_to_all")
-FITS = 3
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,13 @@ class _Among:
 
 @dataclass(frozen=True)
 class _Gets:
-    """How often a payload is got in a round: one of each fragment, and one of the embedding besides."""
+    """How often payloads are got in a round: one of each fragment, and one of the embedding besides."""
 
-    of_each: int
-    of_embed: int
+    of_each: int = 0
+    of_embed: int = 0
+
+    def __add__(self, other: _Gets) -> _Gets:
+        return _Gets(self.of_each + other.of_each, self.of_embed + other.of_embed)
 
 
 class Predictor:
@@ -97,7 +101,8 @@ class Predictor:
         sizes = self._sizes(row.round)
         if sizes is None:
             return None
-        gets, puts = self._gets(row), len(row.contributors) if self._relays else 0
+        gets = sum((self._gets(row, name) for name in row.listeners), _Gets())
+        puts = len(row.contributors) if self._relays else 0
         of_each = gets.of_each * sum(_stream(size, "get") for size in sizes.values())
         return (
             of_each
@@ -134,14 +139,11 @@ class Predictor:
     def _member(self, name: str) -> Member:
         return self._members.get(name) or stranger(name, self._fragments)
 
-    def _gets(self, row: RoundRow) -> _Gets:
-        """How often the payloads of a round are got."""
-        of_each, of_embed, present = 0, 0, set(row.contributors)
-        for name in row.listeners:
-            member, others = self._member(name), len(present) - (name in present)
-            of_each += others
-            of_embed += others * member.more_embeds + (member.stages_elsewhere if name in present else 0)
-        return _Gets(of_each, of_embed)
+    def _gets(self, row: RoundRow, name: str) -> _Gets:
+        """How often one member gets the payloads of a round."""
+        member, present = self._member(name), name in row.contributors
+        others = len(row.contributors) - present
+        return _Gets(others, others * member.more_embeds + present * member.stages_elsewhere)
 
     # ---- what members told ----
 
@@ -165,9 +167,7 @@ class Predictor:
         file_bytes = self._facts.snapshot_bytes
         if file_bytes is None:
             return None
-        full, rest = divmod(file_bytes, PART_BYTES)
-        index_bytes = INDEX_ENTRY_BYTES * (full + bool(rest))
-        return times * (full * stream_bytes(PART_BYTES) + stream_bytes(rest) + stream_bytes(index_bytes))
+        return times * sum(stream_bytes(n) for n in (*parts_bytes(file_bytes), index_bytes(file_bytes)))
 
     # ---- control ----
 
@@ -186,12 +186,11 @@ class Predictor:
         return total + HEARTBEAT_BYTES * self._heartbeats(rows)
 
     def _requests(self, row: RoundRow) -> int:
-        present, total = set(row.contributors), 0
+        total = 0
         for name in row.listeners:
-            member, others = self._member(name), len(present) - (name in present)
-            total += (
-                others * (len(self._fragments) + member.more_embeds) * _request_bytes(len(name), row.round.bit_length())
-            )
+            gets = self._gets(row, name)
+            requests = gets.of_each * len(self._fragments) + gets.of_embed
+            total += requests * _request_bytes(len(name), row.round.bit_length())
         if self._relays:
             sizes = self._sizes(row.round) or {}
             total += sum(put_bytes(name, row.round, size) for name in row.contributors for size in sizes.values())
@@ -250,7 +249,9 @@ class Predictor:
 
     def _round_among(self, member: Member, row: RoundRow) -> _Among:
         messages, shape = self._messages(row), self._shape(row)
-        heard = sum((_broadcast(member, n + 1) for n in (messages.plan, messages.proposal, messages.commit)), _Among())
+        heard = sum(
+            (_broadcast(member, SIGN_BYTES + n) for n in (messages.plan, messages.proposal, messages.commit)), _Among()
+        )
         report = max(rank_report_bytes(shape, owned) for owned in member.owned)
         lengths = (report, messages.acknowledge, self._applied(row, member.id))
         said = sum((_gathered(member, n) for n in lengths), _Among())
@@ -259,17 +260,15 @@ class Predictor:
 
     def _start_and_end(self, member: Member) -> _Among:
         """Where all resume and are to be found, whether they agree; that the run is over."""
-        resume, addresses, over = (
-            _gathered(member, LENGTH_BYTES),
-            _gathered(member, ADDRESS_BYTES),
-            _broadcast(member, 3),
-        )
+        resume = _gathered(member, NUMBER_BYTES)
+        addresses = _gathered(member, 0 if self._relays else ADDRESS_BYTES)
+        over = _broadcast(member, SIGN_BYTES + FINISH_BYTES)
         terms = _compared(member, TERMS_BYTES) if member.is_pipeline and member.over_grpc else _Among()
         return resume + addresses + terms + self._digests(member) + over
 
     def _digests(self, member: Member) -> _Among:
         most = max(len(owned) for owned in member.owned)
-        return _gathered(member, DIGEST_SLOT_BYTES * most)
+        return _gathered(member, SLOT_BYTES * most)
 
     def _fits(self, member: Member) -> bool:
         return any(replica.id == member.id and replica.basis == "fitted" for replica in self._config.replica)
@@ -278,8 +277,9 @@ class Predictor:
         """A basis that is fitted after a round: what each stage saw, the basis, and that all have the same."""
         replica = next(one for one in self._config.replica if one.id == member.id)
         rank_k = replica.rank_k or self._facts.model.default_rank_k or 0
-        num_bytes = VALUE_BYTES * rank_k * (self._facts.model.hidden_size or 0)
-        return _gathered(member, num_bytes) + _broadcast(member, num_bytes + 16) + _compared(member, TERMS_BYTES)
+        hidden_size = self._facts.model.hidden_size or 0
+        told = _gathered(member, directions_bytes(rank_k, hidden_size))
+        return told + _broadcast(member, basis_bytes(rank_k, hidden_size)) + _compared(member, TERMS_BYTES)
 
 
 def _broadcast(member: Member, num_bytes: int) -> _Among:
@@ -291,8 +291,8 @@ def _broadcast(member: Member, num_bytes: int) -> _Among:
 
 
 def _gathered(member: Member, num_bytes: int) -> _Among:
-    """(4)"""
-    others = member.ranks - 1
+    """(4); who has nothing to say says a zero."""
+    others, num_bytes = member.ranks - 1, max(1, num_bytes)
     if not member.over_grpc:
         return _Among(member.ranks * others * (LENGTH_BYTES + num_bytes))
     lengths, contents = (_compared(member, n) for n in (LENGTH_BYTES, num_bytes))

@@ -142,12 +142,16 @@ class Stages:
         return max(8 * on_wire / limit if limit is not None else 0.0 for limit in limits)
 
 
-def parts_of_stages(config: Config, terms: Terms) -> list[float]:
-    """p_s; the embedding is looked up, not multiplied with."""
-    sizes = _sizes(config)
-    layers = [sum(sizes[f"layer.{layer}"] for layer in span) for span in terms.spans]
-    layers[-1] += sizes["head"]
-    return [stage / sum(layers) for stage in layers]
+def shares_of_stages(config: Config, terms: Terms, *, embedding: bool) -> list[float]:
+    """The part of the model that is each stage's. With the `embedding`, of what it exchanges with other replicas;
+    without, of what it multiplies with (p_s): the embedding is looked up.
+    """
+    shapes = fragment_shapes(config.model)
+    sizes = {fragment: sum(shape.numel() for shape in named.values()) for fragment, named in shapes.items()}
+    stages = [sum(sizes[f"layer.{layer}"] for layer in span) for span in terms.spans]
+    stages[0] += sizes["embed"] if embedding else 0
+    stages[-1] += sizes["head"]
+    return [stage / sum(stages) for stage in stages]
 
 
 def together(plan: LinkPlan, owned: Mapping[str, Mapping[str, float]]) -> LinkPlan:
@@ -181,17 +185,3 @@ def _others(plan: LinkPlan, stages: Mapping[str, float]) -> list[str]:
 
 def _least(rates: Mapping[str, float | None], owned: Mapping[str, float]) -> float | None:
     return min((rate / owned[stage] for stage, rate in rates.items() if rate is not None), default=None)
-
-
-def owned_by_stages(config: Config, terms: Terms) -> list[float]:
-    """How much of the model each stage exchanges with other replicas."""
-    sizes = _sizes(config)
-    stages = [sum(sizes[f"layer.{layer}"] for layer in span) for span in terms.spans]
-    stages[0] += sizes["embed"]
-    stages[-1] += sizes["head"]
-    return [stage / sum(stages) for stage in stages]
-
-
-def _sizes(config: Config) -> dict[str, int]:
-    shapes = fragment_shapes(config.model)
-    return {fragment: sum(shape.numel() for shape in named.values()) for fragment, named in shapes.items()}

@@ -40,13 +40,16 @@ Paces = Callable[[str, int], Pace]
 def told_paces(config: Config, compute_s: Sequence[str], tokens_per_s: Sequence[str]) -> Paces | None:
     """What --compute-s and --tokens-per-s say: `S` for all, `NAME=S` for one. None when they say nothing.
 
-    ConfigError when they name nobody, no number, or not all replicas.
+    ConfigError when they name nobody, no number, one replica twice, or not all of them.
     """
     if not compute_s and not tokens_per_s:
         return None
     tokens = config.steps_per_round * config.inner.batch_tokens
-    by_name = {name: seconds / tokens for name, seconds in _numbers("--compute-s", compute_s).items()}
-    by_name |= {name: 1 / speed for name, speed in _numbers("--tokens-per-s", tokens_per_s).items()}
+    by_seconds, by_speed = _numbers("--compute-s", compute_s), _numbers("--tokens-per-s", tokens_per_s)
+    if both := sorted(by_seconds.keys() & by_speed.keys()):
+        raise ConfigError(f"--compute-s and --tokens-per-s both say the speed of {both[0] or 'all'}; leave one out")
+    by_name = {name: seconds / tokens for name, seconds in by_seconds.items()}
+    by_name |= {name: 1 / speed for name, speed in by_speed.items()}
     replicas = [replica.id for replica in config.replica]
     if strangers := sorted(by_name.keys() - {"", *replicas}):
         raise ConfigError(f'a speed is given for "{strangers[0]}", which is no replica of this run')
@@ -61,6 +64,8 @@ def _numbers(option: str, given: Sequence[str]) -> dict[str, float]:
     numbers = dict[str, float]()
     for text in given:
         name, _, number = text.rpartition("=")
+        if name in numbers:
+            raise ConfigError(f"{option} {text}: that speed has been given already; give each once")
         try:
             numbers[name] = float(number)
         except ValueError:

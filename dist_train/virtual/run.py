@@ -44,7 +44,7 @@ from dist_train.replica import facts_of, introduction, replica_of, snapshot_of
 from dist_train.round import Replica, follow, take_part
 from dist_train.run_directory import RunDirectory, write_atomically
 from dist_train.virtual.clock import Decoded, PacedEngine, RememberingCodec, VirtualClock
-from dist_train.virtual.machines import Ranks, Stages, owned_by_stages, parts_of_stages, together
+from dist_train.virtual.machines import Ranks, Stages, shares_of_stages, together
 from dist_train.virtual.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -167,13 +167,13 @@ def _pipeline(shared: _Shared, section: ReplicaConfig, clock: VirtualClock) -> t
     config, terms = shared.config, terms_of(shared.config, section)
     model = build_model(config.model, config.run.seed)
     engine = InTurn(model, terms)
-    stages = Stages(section, terms, parts_of_stages(config, terms), engine, shared.network)
+    stages = Stages(section, terms, shares_of_stages(config, terms, embedding=False), engine, shared.network)
     inner = Rehearsal(model, config.inner, config.total_steps, terms, PacedEngine(engine, clock, stages))
     return inner, inner.bond
 
 
 def _owned(config: Config, section: ReplicaConfig) -> dict[str, float]:
-    return dict(zip(section.pipeline, owned_by_stages(config, terms_of(config, section)), strict=True))
+    return dict(zip(section.pipeline, shares_of_stages(config, terms_of(config, section), embedding=True), strict=True))
 
 
 def _live(shared: _Shared, replica: Replica, clock: VirtualClock) -> None:

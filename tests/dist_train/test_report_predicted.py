@@ -12,10 +12,21 @@ from comms import agreement as a
 from comms import wire
 from comms.ledger import MESSAGE_HEADER_BYTES
 from comms.payloads import stream_bytes
-from comms.round_messages import RoundShape, message_bytes
+from comms.round_messages import RoundShape, get_bytes, message_bytes
+from comms.snapshots import PART_BYTES, Part, encode_index, index_bytes, parts_bytes
 from dist_train.checkpoint import CheckpointInfo, Checkpoints, Snapshot, shared_file_bytes
 from dist_train.config import parse
+from dist_train.pipeline.terms import terms_of
+from dist_train.pipeline.traffic import TERMS_BYTES, basis_bytes
 from dist_train.predicted_traffic import PREFIX
+from dist_train.rank_messages import (
+    NUMBER_BYTES,
+    SLOT_BYTES,
+    number_from_bytes,
+    number_to_bytes,
+    slot,
+    slots_of,
+)  # fmt: skip
 from dist_train.report.facts import FragmentFacts, RunFacts
 from dist_train.report.members import members_of
 from dist_train.report.metrics import RoundRow
@@ -46,6 +57,43 @@ def test_every_stage_gets_the_embedding_and_one_of_them_the_rest() -> None:
     apart = pipeline | {"hosts": ["h0", "h1", "h2"]}
     predicted = predictor([{"id": "a"}, {"id": "b"}, apart]).pseudo_gradient(row("a", "b", "c"))
     assert predicted == expected + 2 * sizes["embed"]
+
+
+@pytest.mark.parametrize("hosts", [(), ("h0", "h0", "h2")])
+def test_each_get_is_asked_for(hosts: tuple[str, ...]) -> None:
+    """Of (1), a request: one more for each stage elsewhere, which gets the embedding of its own replica."""
+    pipeline: dict[str, Any] = {"id": "c", "pipeline": ["s0", "s1", "s2"], "channel": "gloo"}
+    alone, apart = (
+        predictor([{"id": "a"}, pipeline | more]).of_all([row("a", "c")]) for more in ({}, {"hosts": list(hosts)})
+    )
+    assert alone["control"] is not None
+    assert apart["control"] is not None
+    assert apart["control"] - alone["control"] == len(set(hosts[1:]) - {"h0"}) * get_bytes("c", 1)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 1000, PART_BYTES, 3 * PART_BYTES + 5])
+def test_an_index_is_as_long_as_a_real_one(num_bytes: int) -> None:
+    sizes = [PART_BYTES] * (num_bytes // PART_BYTES) + ([num_bytes % PART_BYTES] if num_bytes % PART_BYTES else [])
+    assert list(parts_bytes(num_bytes)) == sizes
+    index = encode_index(tuple(Part("cd" * 32, size, 0) for size in sizes))
+    assert index_bytes(num_bytes) == len(index)
+
+
+def test_what_stages_agree_on_is_as_long_as_counted() -> None:
+    config = parse({"replica": [{"id": "c", "pipeline": ["x", "y"]}]})
+    terms = terms_of(config, config.replica[0])
+    assert terms.basis is not None
+    assert len(terms.digests()) == TERMS_BYTES
+    assert len(terms.basis.to_bytes()) == basis_bytes(terms.basis.rank_k, terms.hidden_size)
+
+
+def test_what_ranks_tell_each_other_comes_back() -> None:
+    slots = [(3, b"a" * 32), (70_000, b"b" * 32)]
+    packed = b"".join(slot(place, digest) for place, digest in slots)
+    assert len(packed) == 2 * SLOT_BYTES
+    assert list(slots_of(packed)) == slots
+    assert number_from_bytes(number_to_bytes(2**40)) == 2**40
+    assert len(number_to_bytes(2**40)) == NUMBER_BYTES
 
 
 def test_who_only_listens_gets_all() -> None:
@@ -83,7 +131,8 @@ def test_each_snapshot_that_was_taken_counts() -> None:
     told = (1.0, 1.0, 2.0, None, 1.0)
     health = [{"b": {} if taken is None else {"snapshots_taken": taken}} for taken in told]
     rows = [row("a", "b", number=number, health=figures) for number, figures in enumerate(health, start=1)]
-    whole = stream_bytes(1000) + stream_bytes(40)
+    index = encode_index((Part("ab" * 32, 1000, 0),))
+    whole = stream_bytes(1000) + stream_bytes(len(index))
     assert predictor([{"id": "a"}, {"id": "b"}]).of_all(rows)["state_transfer"] == 3 * whole
 
 

@@ -12,7 +12,10 @@ import torch
 from comms.link_plan import Line, LinkPlan
 from comms.link_plan import Path as Way
 from dist_train.config import Config, ConfigError, parse
+from dist_train.planning.round_seconds import line_bytes
 from dist_train.report import collect
+from dist_train.report.facts import read_facts
+from dist_train.report.metrics import read_rounds
 from dist_train.run_directory import RunDirectory
 from dist_train.virtual.machines import Ranks, together
 from dist_train.virtual.pace import measured_paces, told_paces
@@ -29,6 +32,28 @@ LINKS = {"line": "2mbit", "latency": "20ms"}
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.set_num_threads(1)
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.mark.parametrize(
+    ("compute_s", "tokens_per_s", "complaint"),
+    [
+        (("3",), ("5000",), "both say the speed of all"),
+        (("3", "a=3"), ("a=5000",), "both say the speed of a"),
+        (("a=3", "a=4", "b=1"), (), "given already"),
+        (("z=3",), (), "no replica of this run"),
+        (("a=3",), (), "no speed is given for b"),
+    ],
+)
+def test_a_speed_is_said_once(
+    tmp_path: Path, compute_s: tuple[str, ...], tokens_per_s: tuple[str, ...], complaint: str
+) -> None:
+    config = tiny(tmp_path, "text:nothing")
+    with pytest.raises(ConfigError, match=complaint):
+        told_paces(config, compute_s, tokens_per_s)
+    paces = told_paces(config, ("3",), ("a=1000",))
+    assert paces is not None
+    assert paces("a", 1).compute_s_per_token == 1 / 1000
+    assert paces("b", 1).compute_s_per_token != 1 / 1000
 
 
 def virtual(config: Config, compute_s: tuple[str, ...] = ("1.5",)) -> RunDirectory:
@@ -213,6 +238,12 @@ def test_what_if_agrees_with_virtual_replicas_and_more_bandwidth_is_never_slower
     large = what_if(directory, 10_000, links)
     assert large.routes["direct"].received_bytes_per_replica == 9_999 * sent_bytes / 3
     assert any("exchange.fetch_deadline_s" in problem for problem in large.problems)
+    facts = read_facts(directory.facts)
+    fragments = len(facts.fragments)
+    payloads = [round(sum(row.payload_bytes.values()) / 3) for row in read_rounds(directory.metrics)]
+    lines = [line_bytes((-(-payload // fragments),) * fragments, "get") for payload in payloads]  # as a plan has them
+    slow = what_if(directory, 2, Links(1e6, 1e6, 0.02))
+    assert slow.routes["direct"].fetch_s == pytest.approx(8 * sum(lines) / len(lines) / 1e6 + 4 * 0.02)
 
 
 def test_the_commands(tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]) -> None:

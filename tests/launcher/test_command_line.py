@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from comms.address import BadAddress
+from comms.channel import InsecureAddress
 from comms.errors import Unreachable
 from dist_train.config import ConfigError, load
 from launcher.cli import run
@@ -37,6 +39,18 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[i
         (["launch", "nothing.toml"], "nothing.toml: no such file"),
         (["report", "nothing"], "nothing: no run is kept here"),
         (["export", "nothing", "out"], "nothing: no run is kept here"),
+        (["export", "nothing"], "OUT_DIR' (see dist-train export --help)"),
+        (["lanch"], "did you mean launch?"),
+        (["reech"], "No such command 'reech'"),
+        (["report", "x", "--output", "page.html"], "--output does nothing without --html"),
+        (["simulate", "x", "--like", "y"], "--like does nothing without --virtual"),
+        (["simulate", "x", "--what-if", "--virtual"], "--virtual does nothing beside --what-if"),
+        (["simulate", "x", "outer.rounds=2", "--what-if"], "section.key=value does nothing beside --what-if"),
+        (["simulate", "x", "--what-if", "--link", "50mbit,40ms,1ms"], "ends with a jitter"),
+        (["join", "foo"], "address 'foo' is not of the form host:port"),
+        (["doctor", "foo"], "address 'foo' is not of the form host:port"),
+        (["join", "127.0.0.1:1", "--device", "tpu"], 'join: replica "'),
+        (["join", "127.0.0.1:1", "--id", "../x"], 'join: replica "../x": id: use 1 to 64 letters'),
     ],
 )
 def test_usage_errors_are_one_line_and_code_2(
@@ -58,6 +72,7 @@ def test_usage_errors_are_one_line_and_code_2(
         ("data.tokenizer=nowhere", "data.tokenizer"),
         ("model.path=nowhere", "model.path"),
         ("exchange.min_replicas=9", "exchange.min_replicas"),
+        ("exchange.address=foo", "exchange.address"),
     ],
 )
 def test_config_errors_start_nothing(
@@ -68,6 +83,14 @@ def test_config_errors_start_nothing(
     assert code == 2
     assert said in line
     assert not (file.parent / "run").exists()
+
+
+def test_a_run_cannot_be_kept_where_a_file_is(capsys: pytest.CaptureFixture[str], tiny_run: TinyRun) -> None:
+    file = tiny_run()
+    for place in (file, file / "run"):
+        code, line = refused(capsys, ["launch", str(file), f"run.directory={place}"])
+        assert code == 2
+        assert f"{file} is a file; name a folder" in line
 
 
 PIPELINE = """
@@ -226,6 +249,33 @@ def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str], comman
     assert f"Example: dist-train {command} " in capsys.readouterr().out
 
 
+def test_who_mistypes_a_command_is_not_told_of_hidden_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    _, line = refused(capsys, ["atend"])
+    assert "attend?" not in line
+
+
+def test_a_folder_for_a_file_names_the_file(
+    capsys: pytest.CaptureFixture[str], tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    assert "is a folder" in refused(capsys, ["launch", str(tmp_path)])[1]
+    (tmp_path / "config.toml").write_text(load(tiny_run()).to_toml())
+    code, line = refused(capsys, ["launch", str(tmp_path)])
+    assert code == 2
+    assert f"{tmp_path / 'config.toml'} for the run that is kept here" in line
+
+
+def test_an_address_is_checked_before_anybody_is_asked_to_stop(
+    capsys: pytest.CaptureFixture[str], tiny_run: TinyRun
+) -> None:
+    file = tiny_run()
+    directory = file.parent / "run"
+    directory.mkdir()
+    (directory / "config.toml").write_text(load(file).to_toml())
+    for address, said in (("foo", "not of the form host:port"), ("192.0.2.7:7000", "not on this machine")):
+        code, line = refused(capsys, ["stop", str(directory), "--coordinator", address])
+        assert (code, said in line) == (2, True)
+
+
 def test_the_command_line_is_quick_to_load() -> None:
     script = "import sys, launcher.cli; print([m for m in ('torch', 'grpc', 'transformers') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
@@ -249,6 +299,8 @@ def test_a_reader_that_leaves_early_is_no_bug() -> None:
     ("error", "code", "line"),
     [
         (ConfigError("bad key"), 2, "bad key"),
+        (BadAddress("no port"), 2, "no port"),
+        (InsecureAddress("plain text"), 2, "plain text"),
         (LaunchError("in use"), 1, "in use"),
         (Unreachable("nobody\nthere"), 1, "nobody there"),
         (FileNotFoundError(2, "No such file", "x.toml"), 1, "x.toml: No such file"),

@@ -13,7 +13,7 @@ DENSE = str(Path(__file__).parents[2] / "examples" / "dense.toml")
 
 
 def test_the_json_has_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["plan", DENSE, "--json", "--replicas", "8", "--rate", "10mbit/50mbit,40ms"]) == 0
+    assert cli.run(["plan", DENSE, "--json", "--replicas", "8", "--link", "10mbit/50mbit,40ms"]) == 0
     plan = json.loads(capsys.readouterr().out)
     documented = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
     assert all(f"`{key}`" in documented for key in plan)
@@ -46,5 +46,5 @@ def test_what_does_not_fit_is_exit_code_1(capsys: pytest.CaptureFixture[str], tm
 
 
 def test_a_bad_rate_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["plan", DENSE, "--rate", "fast"]) == 2
+    assert cli.run(["plan", DENSE, "--link", "fast"]) == 2
     assert '"fast" is no rate' in capsys.readouterr().err

@@ -14,9 +14,10 @@ from compression.codec import Layout
 from compression.registry import codec_for
 from dist_train import baselines
 from dist_train.config import Config, ConfigError, load, parse
+from dist_train.planning.assumptions import Assumptions, Measured
 from dist_train.planning.contents import Plan
 from dist_train.planning.crossover import aggregate_bytes, all_gather_bytes, crossover_replicas
-from dist_train.planning.predict import Assumptions, Measured, predict
+from dist_train.planning.predict import predict
 from dist_train.report.traffic import predicted_exchange_bytes
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
