@@ -55,7 +55,7 @@ def render_page(report: Report, others: Sequence[Report] = ()) -> str:
     sections = [
         _headline(report),
         _section("Compared", _comparison([report, *others]) + _plots(overlaid)) if others else "",
-        _section("Loss", _plots(_named(drawn, "loss-"))),
+        _section("Loss", "" if others else _loss(report) + _plots(_named(drawn, "loss-"))),
         _section("Traffic", _traffic(report) + _plots(_named(drawn, "traffic-", "matrix", "bytes-"))),
         _section("Against other methods", _baselines(report) + _plots(_named(drawn, "baselines"))),
         _section("Timeline", _timeline(report) + _plots(_named(drawn, "seconds-"))),
@@ -150,6 +150,17 @@ def _headline(report: Report) -> str:
     )
 
 
+def _loss(report: Report) -> str:
+    if not report.curve:
+        return ""
+    guess = report.loss.unigram_entropy
+    guessing = "" if guess is None else f" Who only knows how often each token occurs would reach {loss_text(guess)}."
+    return (
+        "<p class='dim'>How surprised the model is by a token, in nats (1 nat = 1.44 bits): lower is better. Validation"
+        f" documents are never trained on.{guessing}</p>"
+    )
+
+
 def _traffic(report: Report) -> str:
     rows = [
         (
@@ -190,7 +201,7 @@ def _baselines(report: Report) -> str:
         " Held against each other is what replicas exchange: control, and what the stages or ranks of one replica send"
         " each other under any method, are left out of the baselines and of this run.</p>"
     )
-    return words + _table(("method", "would have sent", "this run's less by", "formula"), rows, (3,))
+    return words + _table(("method", "would have sent", "this run sends less by", "formula"), rows, (3,))
 
 
 def _timeline(report: Report) -> str:

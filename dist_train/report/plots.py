@@ -43,7 +43,7 @@ HEALTH_NOTES = {
     "quantizer_error": "How far the sent values are from those they stand for, relative to these.",
     "off_subspace_share": "What a pipeline cuts off of the weights that all agreed on, because it binds its own to a"
     " subspace: their part outside it, relative to the whole.",
-    "anchor_drift": "What a round added to the embedding outside that subspace, relative to the embedding.",
+    "anchor_drift": "What a round added to the embedding outside a pipeline's subspace, relative to the embedding.",
     "reconstruction_error": "What is lost of the numbers that go from stage to stage, relative to what layers added.",
     "basis_version": "How often the subspace was fitted to what goes from stage to stage.",
     "snapshots_taken": "How often the replica began with others' parameters, to catch up.",

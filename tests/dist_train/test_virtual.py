@@ -240,7 +240,7 @@ def test_what_if_agrees_with_virtual_replicas_and_more_bandwidth_is_never_slower
     assert any("exchange.fetch_deadline_s" in problem for problem in large.problems)
     facts = read_facts(directory.facts)
     fragments = len(facts.fragments)
-    payloads = [round(sum(row.payload_bytes.values()) / 3) for row in read_rounds(directory.metrics)]
+    payloads = [round(sum(row.payload_bytes.values()) / 4) for row in read_rounds(directory.metrics)]
     lines = [line_bytes((-(-payload // fragments),) * fragments, "get") for payload in payloads]  # as a plan has them
     slow = what_if(directory, 2, Links(1e6, 1e6, 0.02))
     assert slow.routes["direct"].fetch_s == pytest.approx(8 * sum(lines) / len(lines) / 1e6 + 4 * 0.02)
