@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from compression.aggregate import Rule, aggregate
 from compression.codec import Codec, Layout, Update
 from compression.feedback import ErrorFeedback
-from compression.registry import codec_for
+from dist_train.codec import codec_of
 from dist_train.config import Config
 from dist_train.crew import Duties, alone
 from dist_train.inner import InnerOptimizer
@@ -363,15 +363,7 @@ def outer_method(
     and diloco; ddp has none.
     """
     sparse, outer = config.sparseloco, config.outer
-    codec = codec_for(
-        outer.method,
-        dense_values=outer.dense_values,
-        chunk=sparse.chunk,
-        k=sparse.k,
-        value_bits=sparse.value_bits,
-        quantizer=sparse.quantizer,
-        chunking=sparse.chunking,
-    )
+    codec = codec_of(config)
     guard = outer.guard == "median-norm"
     if outer.method == "ddp":
         return GradientMethod(model, codec, guard, inner, duties)

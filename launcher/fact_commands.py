@@ -21,6 +21,7 @@ from launcher.options import (
     RunDir,
     RunFile,
     goes_with,
+    require_folder,
 )  # fmt: skip
 
 app = typer.Typer()
@@ -98,6 +99,7 @@ def export(
     Example: dist-train export runs/demo models/demo
     """
     config = load_kept(run_dir)
+    require_folder(out_dir, "OUT_DIR")
     from dist_train.export import export as export_model
 
     exported_round = export_model(config, RunDirectory(run_dir), out_dir)
@@ -120,6 +122,7 @@ def certs(
     """
     from launcher.certs import make, members_of
 
+    require_folder(directory, "DIR")
     wanted = members_of(load(run_file) if run_file is not None else None, members or ())
     typer.echo(make(directory, wanted, days, as_json=as_json))
 

@@ -150,7 +150,7 @@ class _LocalRun:
         except KeyboardInterrupt:
             return self._interrupted()
         if verdict.exit_code != 0:
-            message = f"{self.config.run.name} was stopped: {verdict.reason}. Launch it again to resume"
+            message = f"{self.config.run.name} was stopped: {verdict.reason}. {verdict.remedy}"
             raise ConfigError(message) if verdict.exit_code == 2 else LaunchError(message)
         self.view.say(_complete(self.config))
         for last in self.rounds[-1:]:

@@ -47,6 +47,12 @@ def link_text(link: str, *, has_jitter: bool = True) -> LinkText:
     return said
 
 
+def require_folder(path: Path, said: str) -> None:
+    """ConfigError when `path`, which was `said` to be a folder, can be none; it need not be there yet."""
+    if file := next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None):
+        raise ConfigError(f"{said} {path}: {file} is a file; name a folder")
+
+
 def goes_with(option: str, is_given: bool, others: Mapping[str, object]) -> None:
     """ConfigError when one of `others`, by their names, is given without `option`, where it does nothing."""
     if not is_given and (other := _given(others)):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dist_train.config import ConfigError
 from dist_train.data.sources import source_files
 from launcher.members import COORDINATOR, replica_ids
+from launcher.options import require_folder
 
 if TYPE_CHECKING:
     from dist_train.config import Config
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def check(config: Config) -> None:
     """ConfigError, naming the key, when a file that the config needs is not there."""
-    check_directory(config)
+    require_folder(Path(config.run.directory), "run.directory =")
     check_security(config)
     if not _has_processes_here(config):
         return  # paths are those of other machines
@@ -27,13 +28,6 @@ def check(config: Config) -> None:
         if not (folder / "config.json").is_file():
             raise ConfigError(f'model.path = "{config.model.path}" holds no config.json')
         _check_stages(config)
-
-
-def check_directory(config: Config) -> None:
-    """ConfigError when the run's directory can be none."""
-    path = Path(config.run.directory)
-    if file := next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None):
-        raise ConfigError(f'run.directory = "{path}" cannot be made: {file} is a file; name a folder, new or its own')
 
 
 def _has_processes_here(config: Config) -> bool:

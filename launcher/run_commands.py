@@ -146,7 +146,8 @@ def simulate(  # noqa: PLR0917 - a parameter is an option here
         goes_without("--what-if", {"--virtual": virtual, **speeds, "section.key=value": overrides})
         _what_if(run_file, replicas, link, lines or (), as_json=as_json)
         return
-    goes_with("--virtual", virtual, {"--replicas": replicas, **speeds})
+    goes_with("--virtual", virtual, speeds)
+    goes_with("--virtual or --what-if", virtual, {"--replicas": replicas})
     from launcher import preflight
     from launcher.simulate import simulate as run_simulated
     from launcher.simulate import with_options

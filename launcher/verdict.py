@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launcher.members import COORDINATOR
+from launcher.restarts import CONFIG_ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +20,11 @@ class Verdict:
     exit_code: int
     reason: str = ""
 
+    @property
+    def remedy(self) -> str:
+        """What to do now that it is over too early."""
+        return "Mend that, and launch it again" if self.exit_code == CONFIG_ERROR else "Launch it again to resume"
+
 
 def judge(exits: Mapping[str, int], replicas: tuple[str, ...], min_replicas: int) -> Verdict | None:
     """Whether the run is over by the exit codes so far; None while it goes on."""
@@ -26,7 +32,7 @@ def judge(exits: Mapping[str, int], replicas: tuple[str, ...], min_replicas: int
     if exits.get(COORDINATOR) == 0 and any(exits.get(replica) == 0 for replica in replicas):
         return Verdict(exit_code=0) if everybody_ended else None  # the work is done, whoever fell behind
     if exits.get(COORDINATOR, 0) != 0:
-        return Verdict(exit_code=_own_code([exits[COORDINATOR]]), reason="no run goes on without its coordinator")
+        return Verdict(exit_code=_own_code([exits[COORDINATOR]]), reason="its coordinator has ended")
     failed = [replica for replica in replicas if exits.get(replica, 0) != 0]
     if len(replicas) - len(failed) < min_replicas:
         return Verdict(
@@ -58,4 +64,4 @@ def _too_few(failed: list[str], replicas: tuple[str, ...], min_replicas: int) ->
 
 def _own_code(child_codes: list[int]) -> int:
     """A config error found by a child is a config error of the launch; everything else is 1."""
-    return 2 if 2 in child_codes else 1
+    return CONFIG_ERROR if CONFIG_ERROR in child_codes else 1

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
-from compression.registry import codec_for, prepare
+from compression.registry import prepare
+from dist_train.codec import codec_of
 from dist_train.data.batches import Batch
 from dist_train.inner import InnerOptimizer
 from dist_train.model import build_model
@@ -97,16 +98,7 @@ def _seconds(step: Callable[[], object], device: torch.device) -> float:
 
 def _codec_speed(config: Config) -> tuple[float, float]:
     """Parameters a second that are encoded, and decoded and added up, on one layer of normal values."""
-    sparse, outer = config.sparseloco, config.outer
-    codec = codec_for(
-        outer.method,
-        dense_values=outer.dense_values,
-        chunk=sparse.chunk,
-        k=sparse.k,
-        value_bits=sparse.value_bits,
-        quantizer=sparse.quantizer,
-        chunking=sparse.chunking,
-    )
+    codec = codec_of(config)
     prepare(codec)
     shapes, values = {}, 0
     for name, shape in architecture_of(config.model).layer_shapes(0).items():

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compression.registry import codec_for
 from dist_train import baselines
+from dist_train.codec import codec_of
 from dist_train.planning.architecture import num_values
 from dist_train.planning.contents import BaselinesPart, CrossoverPart, PayloadPart
 from dist_train.planning.crossover import aggregate_bytes, all_gather_bytes, crossover_replicas
@@ -31,16 +31,7 @@ class Payload:
 
 def payload_of(config: Config, architecture: Architecture, bits_per_value: float | None) -> Payload:
     """Sizes by the codec, or by `bits_per_value` alone."""
-    sparse, outer = config.sparseloco, config.outer
-    codec = codec_for(
-        outer.method,
-        dense_values=outer.dense_values,
-        chunk=sparse.chunk,
-        k=sparse.k,
-        value_bits=sparse.value_bits,
-        quantizer=sparse.quantizer,
-        chunking=sparse.chunking,
-    )
+    codec = codec_of(config)
     known: dict[str, tuple[int, int, int]] = {}
     parts = []
     for fragment, shapes in architecture.fragment_shapes().items():

@@ -17,6 +17,8 @@ from comms.invitation import ask
 from comms.join_token import CLOCK_SKEW_S
 from comms.probe import Flow, connection, dialled_back, download, knock, read_clock, upload
 from comms.security import Security, Tls
+from dist_train.links import rate_text
+from dist_train.report.quantities import bytes_text, short_seconds_text
 from launcher.doctor.finding import Finding, ok, problem, warning
 
 if TYPE_CHECKING:
@@ -112,7 +114,7 @@ def clock(channel: grpc.Channel, security: Security, *, discovers: bool) -> Iter
 
 def _clock_finding(ahead_s: float, uncertain_s: float, *, is_tls: bool, discovers: bool) -> Finding:
     apart_s = abs(ahead_s)
-    fact = f"the coordinator's is {apart_s:.3g} s {'ahead of' if ahead_s > 0 else 'behind'} this one"
+    fact = f"the coordinator's is {short_seconds_text(apart_s)} {'ahead of' if ahead_s > 0 else 'behind'} this one"
     values = {"coordinator_ahead_s": ahead_s, "uncertainty_s": uncertain_s}
     remedy = "let both machines take the time from the network (timedatectl set-ntp true)"
     if is_tls and apart_s > CLOCK_SKEW_S:
@@ -127,7 +129,7 @@ def _clock_finding(ahead_s: float, uncertain_s: float, *, is_tls: bool, discover
 
 def _flow(check: str, flow: Flow) -> Finding:
     rate = flow.bits_per_second
-    fact = f"{rate / 1e6:.3g} Mbit/s ({flow.num_bytes / 1e6:.3g} MB in {flow.seconds:.2f} s)"
+    fact = f"{rate_text(rate)} ({bytes_text(flow.num_bytes)} in {short_seconds_text(flow.seconds)})"
     values: dict[str, Any] = {"bits_per_second": rate, "bytes": flow.num_bytes, "seconds": flow.seconds}
     if rate < SLOW_BITS_PER_SECOND:
         return warning(check, fact, "dist-train simulate shows what a run on such a line comes to", **values)

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dist_train.checkpoint import CheckpointError
+from dist_train.config import ConfigError
 from dist_train.data.batches import Batch
 from dist_train.export import export
 from dist_train.model import build_model, loss_sum
@@ -42,5 +43,5 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path) -> None:
         export(config, RunDirectory(tmp_path), tmp_path / "model")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(CheckpointError, match="is not empty"):
+    with pytest.raises(ConfigError, match="is not empty"):
         export(config, RunDirectory(tmp_path), tmp_path / "full")

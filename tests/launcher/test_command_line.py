@@ -85,8 +85,14 @@ def test_config_errors_start_nothing(
     assert not (file.parent / "run").exists()
 
 
-def test_a_run_cannot_be_kept_where_a_file_is(capsys: pytest.CaptureFixture[str], tiny_run: TinyRun) -> None:
+def test_what_should_be_a_folder_is_no_file(capsys: pytest.CaptureFixture[str], tiny_run: TinyRun) -> None:
     file = tiny_run()
+    kept = file.parent / "kept"
+    kept.mkdir()
+    (kept / "config.toml").write_text(load(file).to_toml())
+    for arguments in (["export", str(kept), str(file)], ["certs", str(file / "certs"), "--member", "a"]):
+        code, line = refused(capsys, arguments)
+        assert (code, f"{file} is a file; name a folder" in line) == (2, True)
     for place in (file, file / "run"):
         code, line = refused(capsys, ["launch", str(file), f"run.directory={place}"])
         assert code == 2

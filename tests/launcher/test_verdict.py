@@ -39,6 +39,13 @@ def test_the_reason_names_the_key() -> None:
     assert verdict.reason == "1 of 3 replicas are left, and exchange.min_replicas = 2"
 
 
+def test_a_config_error_is_mended_and_all_else_resumed() -> None:
+    for code, said in ((2, "Mend that"), (1, "to resume")):
+        verdict = judge({"coordinator": code}, REPLICAS, 2)
+        assert verdict is not None
+        assert said in verdict.remedy
+
+
 def test_the_rest_has_only_to_finish_when_the_work_is_done() -> None:
     assert is_finishing({"coordinator": 0}, REPLICAS)
     assert is_finishing({"a": 0, "b": 1, "c": 0}, REPLICAS)
