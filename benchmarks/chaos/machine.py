@@ -31,4 +31,4 @@ def busy_cores(records: Sequence[Record]) -> dict[str, float | None]:
 def _busy_between(before: Record, after: Record) -> float | None:
     if (begun_s := before.get("busy_s")) is None or (ended_s := after.get("busy_s")) is None:
         return None
-    return float(ended_s - begun_s) / max(1e-9, after["at"] - before["at"])
+    return float((ended_s - begun_s) / max(1e-9, after["at"] - before["at"]))

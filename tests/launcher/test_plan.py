@@ -35,7 +35,8 @@ def test_a_measurement_fills_in_the_seconds(capsys: pytest.CaptureFixture[str]) 
     plan = json.loads(capsys.readouterr().out)
     assert plan["groups"][0]["phases"]["compute_s"] > 0
     assert 0 < plan["utilisation"] < 1
-    assert plan["calibration"] == "measured on this machine (cpu)"
+    idle = "measured on this machine (cpu)"  # which the machine of a test need not be
+    assert plan["calibration"] in {idle, f"{idle} while it was busy: idle, it is faster"}
 
 
 def test_what_does_not_fit_is_exit_code_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,16 @@ def test_seconds_follow_from_rates_and_measured_figures() -> None:
     assert plan.round_s == pytest.approx(phases.compute_s + phases.exchange_s)
     assert plan.utilisation == pytest.approx(phases.compute_s / (phases.compute_s + phases.exchange_s))
     assert plan.tokens_per_day == pytest.approx(3 * 10 * 2048 / plan.round_s * 86_400)
+
+
+def test_a_measurement_that_was_disturbed_says_so() -> None:
+    quiet = Measured("cpu", 0.01, 0.005, 8e9, 1e8, 2e8)
+    said = [
+        predict(config_of(), Assumptions(measured=one)).calibration
+        for one in (quiet, replace(quiet, is_disturbed=True))
+    ]
+    assert said[0] == "measured on this machine (cpu)"
+    assert said[1].startswith(f"{said[0]} while it was busy")
 
 
 def test_the_suggested_number_of_inner_steps_brings_the_wanted_utilisation() -> None:
