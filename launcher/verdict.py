@@ -23,7 +23,11 @@ class Verdict:
     @property
     def remedy(self) -> str:
         """What to do now that it is over too early."""
-        return "Mend that, and launch it again" if self.exit_code == CONFIG_ERROR else "Launch it again to resume"
+        return (
+            "Mend what is said above, and launch it again"
+            if self.exit_code == CONFIG_ERROR
+            else "Launch it again to resume"
+        )
 
 
 def judge(exits: Mapping[str, int], replicas: tuple[str, ...], min_replicas: int) -> Verdict | None:

@@ -40,7 +40,7 @@ def test_the_reason_names_the_key() -> None:
 
 
 def test_a_config_error_is_mended_and_all_else_resumed() -> None:
-    for code, said in ((2, "Mend that"), (1, "to resume")):
+    for code, said in ((2, "Mend what is said above"), (1, "to resume")):
         verdict = judge({"coordinator": code}, REPLICAS, 2)
         assert verdict is not None
         assert said in verdict.remedy
