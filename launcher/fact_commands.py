@@ -22,7 +22,7 @@ from launcher.options import (
     RunFile,
     goes_with,
     require_folder,
-)  # fmt: skip
+)
 
 app = typer.Typer()
 
@@ -148,6 +148,7 @@ def doctor(
     Exit code 0 when it would, 1 when something would keep it from working. Measures with at most 16 MiB and 5 s each
     way. See docs/doctor.md.
     """
+    goes_with("ADDRESS", address is not None, {"--bootstrap": bootstrap})
     from launcher import doctor as practice
     from launcher.doctor import finding, terminal
 

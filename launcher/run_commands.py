@@ -23,7 +23,7 @@ from launcher.options import (
     RunFile,
     goes_with,
     goes_without,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

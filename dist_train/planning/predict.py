@@ -28,7 +28,7 @@ from dist_train.planning.replica_parts import (
     in_round,
     replica_part,
     utilisation_of,
-)  # fmt: skip
+)
 from dist_train.report.traffic import PSEUDO_GRADIENT, predicted_exchange_bytes
 
 if TYPE_CHECKING:

@@ -48,6 +48,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[i
         (["simulate", "x", "outer.rounds=2", "--what-if"], "section.key=value does nothing beside --what-if"),
         (["simulate", "x", "--what-if", "--link", "50mbit,40ms,1ms"], "ends with a jitter"),
         (["join", "foo"], "address 'foo' is not of the form host:port"),
+        (["doctor", "--bootstrap", "/ip4/127.0.0.1/tcp/1/p2p/Qm1"], "--bootstrap does nothing without ADDRESS"),
         (["doctor", "foo"], "address 'foo' is not of the form host:port"),
         (["join", "127.0.0.1:1", "--device", "tpu"], 'join: replica "'),
         (["join", "127.0.0.1:1", "--id", "../x"], 'join: replica "../x": id: use 1 to 64 letters'),
