@@ -103,8 +103,13 @@ def _each(given: Sequence[Number], count: int, option: str) -> tuple[Number, ...
 
 
 def _lengths(source: Path) -> list[int]:
+    wanted = "one length in tokens a line is wanted"
     try:
-        words = (sys.stdin.read() if str(source) == "-" else source.read_text()).split()
-        return [int(word) for word in words]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{source}: a file with one length in tokens a line was expected ({error})") from None
+        words = (sys.stdin.read() if str(source) == "-" else source.read_text(encoding="utf-8")).split()
+    except OSError as error:
+        raise ConfigError(f"{source}: {error.strerror}; {wanted}, in a file or, as -, on stdin") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: no text; {wanted}") from None
+    if stranger := next((word for word in words if not (word.isascii() and word.isdecimal())), None):
+        raise ConfigError(f"{source}: {stranger[:40]!r} is no length; {wanted}")
+    return [int(word) for word in words]

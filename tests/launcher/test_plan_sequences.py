@@ -34,7 +34,8 @@ def test_the_plan_as_text_says_what_each_micro_batch_does(tmp_path: Path, capsys
     ("text", "options", "said"),
     [
         ("5\n20000\n", ["--ranks", "2"], "sequence 1 of 20000 tokens does not fit"),
-        ("five\n", ["--ranks", "2"], "one length in tokens a line"),
+        ("five\n", ["--ranks", "2"], "'five' is no length; one length in tokens a line"),
+        ("7\n-5\n", ["--ranks", "2"], "'-5' is no length"),
         ("5\n", ["--ranks", "4", "--speed", "1", "--speed", "2"], "--speed was given 2 times for 4 ranks"),
         ("5\n", ["--ranks", "4", "--planner", "best"], "there is no planner"),
         ("5\n", ["--ranks", "4", "--calibration", "/nowhere.json"], "no calibration can be read"),
@@ -47,3 +48,12 @@ def test_errors_are_one_line(
     message = capsys.readouterr().err
     assert said in message
     assert message.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_is_named_without_an_error_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["plan-sequences", str(tmp_path / "nothing"), "--ranks", "2"]) == 2
+    message = capsys.readouterr().err
+    assert "nothing: No such file or directory; one length" in message
+    assert "Errno" not in message
