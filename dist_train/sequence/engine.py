@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from comms.ledger import Ledger
-from dist_train.config import Config, ReplicaConfig
+from dist_train.config import Config, ConfigError, ReplicaConfig
+from dist_train.config.budget import sharing_problems, tokens_per_rank
 from dist_train.data.batches import Batch
 from dist_train.engine import evaluate
 from dist_train.model import architecture_of
@@ -119,16 +120,18 @@ def sequence_engine(
 ) -> SequenceEngine:
     """The engine of a replica whose ranks torchrun has started; all of them call it together.
 
-    Calibrates in the first start of a run. PlanningError when the config allows no plan.
+    Calibrates in the first start of a run. ConfigError when the model's heads leave its longest document no plan.
     """
-    # The model is sharded in place, before anybody keeps its parameters.
-    ranks, architecture = join_ranks(timeout_s=config.exchange.outage_deadline_s), architecture_of(config.model)
-    capacity = config.sequence.max_tokens_per_rank or -(-5 * config.inner.batch_tokens // (4 * ranks.count))
+    architecture = architecture_of(config.model)
+    heads = architecture.num_attention_heads
+    for problem in sharing_problems(config, replica, heads):
+        raise ConfigError(f'replica "{replica.id}": {problem}')
+    ranks, capacity = join_ranks(timeout_s=config.exchange.outage_deadline_s), tokens_per_rank(config, replica, heads)
     if replica.shard:
-        shard(model, ranks)
+        shard(model, ranks)  # in place, before anybody keeps its parameters
     kept = folder / f"sequence-{replica.id}.json"
     calibration, reduction_s = _calibrated(model, ranks, capacity, architecture, kept)
-    seen = Ranks.equal(ranks.count, capacity, max_degree=architecture.num_attention_heads)
+    seen = Ranks.equal(ranks.count, capacity, max_degree=heads)
     plan = partial(plan_step, ranks=seen, cost=calibration.cost)
     plans = PlanAhead(
         ranks,
