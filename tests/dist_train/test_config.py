@@ -50,7 +50,7 @@ RANKS = {"id": "r", "ranks": 3}
         ({"inner": {"batch_tokens": 100}}, "inner.batch_tokens = 100 is less than one sequence"),
         (
             {"replica": [RANKS], "sequence": {"max_tokens_per_rank": 100}},
-            'replica "r": sequence.max_tokens_per_rank = 100 lets a group of 2 ranks, the largest, hold 200 tokens, and',
+            'replica "r": sequence.max_tokens_per_rank = 100 lets a group of 2 ranks, the largest, hold 200 tokens',
         ),
         (
             {"replica": [RANKS], "sequence": {"max_tokens_per_rank": 255}},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +30,7 @@ from dist_train.sequence.engine import SequenceEngine, sequence_engine
 from dist_train.sequence.groups import RankGroups
 from dist_train.sequence.planner import plan_step
 from dist_train.sequence.ranks import Ranks
-from dist_train.shards import whole
+from dist_train.shards import local, whole
 from tests.ranks import run_on_ranks
 
 STEPS = 6
@@ -70,15 +71,16 @@ def curve_of(inner: InnerOptimizer, ranks: RankGroups | None = None) -> Curve:
 
 
 @contextmanager
-def engine_of(config: Config, ranks: RankGroups, model: torch.nn.Module, folder: Path) -> Iterator[Engine]:
+def engine_of(
+    config: Config, ranks: RankGroups, model: torch.nn.Module, folder: Path, ledger: Ledger
+) -> Iterator[Engine]:
     """As `seat_of` chooses it."""
     if config.sequence.planner == "off":
         yield SharedEngine(model, GroupCrew(ranks.everybody))
         return
-    with Ledger(folder / f"ledger-{ranks.rank}.jsonl", "a") as ledger:
-        engine = sequence_engine(config, config.replica[0], model, folder, ledger)
-        with engine.plans:
-            yield engine
+    engine = sequence_engine(config, config.replica[0], model, folder, ledger)
+    with engine.plans:
+        yield engine
 
 
 def curves(ranks: RankGroups, folder: Path, shard: bool, planners: tuple[str, ...]) -> None:
@@ -88,22 +90,62 @@ def curves(ranks: RankGroups, folder: Path, shard: bool, planners: tuple[str, ..
     assert expected[STEPS // 2] == (0.0, 0.0)
     for planner in planners:
         config = config_of(ranks.count, planner, shard=shard)
-        model = build_model(config.model, seed=1).double()
-        with engine_of(config, ranks, model, folder) as engine:
-            inner = InnerOptimizer(model, config.inner, STEPS, engine)
+        model, path = build_model(config.model, seed=1).double(), folder / f"ledger-{planner}-{ranks.rank}.jsonl"
+        with Ledger(path, "a") as ledger, engine_of(config, ranks, model, folder, ledger) as engine:
+            inner, parameters = InnerOptimizer(model, config.inner, STEPS, engine), list(model.parameters())
             for step, (one, other) in enumerate(zip(curve_of(inner, ranks), expected, strict=True)):
                 assert one == pytest.approx(other, rel=1e-10, abs=1e-12), (planner, step)
             for (name, parameter), reference in zip(model.named_parameters(), alone.model.parameters(), strict=True):
                 assert (whole(parameter) - reference).abs().max() <= 1e-9, (planner, name)
-            _planned_by(engine, folder, ranks, planner)
+            if isinstance(engine, SequenceEngine):
+                ledger.flush(1)
+                trained = engine.figures()
+                assert ranks.rank or trained["sequence_late"] == 0
+                assert_predicted(trained, ranks, path, 1)
+                assert_evaluates_like(alone, engine, ranks)
+                ledger.flush(2)
+                assert_predicted(engine.figures(), ranks, path, 2)
+                moved_elsewhere(parameters, 0.5)
+                moved_elsewhere(alone.model.parameters(), 0.5)
+                assert_evaluates_like(alone, engine, ranks)
+                moved_elsewhere(alone.model.parameters(), 2.0)
 
 
-def _planned_by(engine: Engine, folder: Path, ranks: RankGroups, planner: str) -> None:
-    """The plans were those that were asked for, and in time."""
-    figures = engine.figures()
-    if isinstance(engine, SequenceEngine) and ranks.rank == 0:
-        assert figures["sequence_late"] == 0
-        assert f'"planner": "{planner}"' in (folder / "steps-a.jsonl").read_text().splitlines()[-1]
+def moved_elsewhere(parameters: Iterable[torch.nn.Parameter], factor: float) -> None:
+    """As by a round that this replica only follows."""
+    for parameter in parameters:
+        local(parameter.detach()).mul_(factor)
+
+
+def assert_predicted(figures: dict[str, float], ranks: RankGroups, path: Path, round_number: int) -> None:
+    """The bytes in the ledgers of all ranks are those that were predicted; a rank's share of a ring is rounded."""
+    rows = [row for row in map(json.loads, path.read_text().splitlines()) if row["round"] == round_number]
+    for kind in ("sequence_all_to_all", "intra_replica"):
+        sent = sum(ranks.gather(sum(r["bytes"] for r in rows if (r["kind"], r["direction"]) == (kind, "sent"))))
+        assert sent == pytest.approx(figures.get(f"predicted_bytes.{kind}", 0.0), rel=0.001), kind
+
+
+def assert_evaluates_like(alone: InnerOptimizer, engine: SequenceEngine, ranks: RankGroups) -> None:
+    """All ranks together, each within its budget."""
+    lengths = tuple(length for batch in batches() for length in batch.document_lengths)
+    validation = [Batch(torch.cat([batch.tokens for batch in batches()]), lengths)]
+    expected, num_targets = alone.engine.evaluate(validation)
+    with budget_of(engine):
+        total, targets = engine.evaluate(validation)
+    assert sum(ranks.gather(total)) == pytest.approx(expected, rel=1e-10)
+    assert sum(ranks.gather(targets)) == num_targets
+
+
+@contextmanager
+def budget_of(engine: SequenceEngine) -> Iterator[None]:
+    """Fails when a rank runs the model on more tokens than it may hold."""
+    count = engine.ranks.count
+    most = tokens_per_rank(config_of(count, "adaptive"), ReplicaConfig(id="a", ranks=count), 8)
+    seen = list[int]()
+    hook = engine.model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].numel()))
+    yield
+    hook.remove()
+    assert 0 < max(seen) <= most
 
 
 @pytest.mark.parametrize(
