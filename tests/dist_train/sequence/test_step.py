@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import Qwen2Config, Qwen3Config
 
 from dist_train.config import InnerConfig, ModelConfig
@@ -22,6 +21,7 @@ from dist_train.sequence.groups import RankGroups
 from dist_train.sequence.plan import Group, MicroBatch, SequencePlan
 from dist_train.sequence.step import accumulate
 from dist_train.sequence.ulysses import step_all_to_all_bytes
+from dist_train.shards import whole
 from tests.ranks import run_on_ranks
 
 Shape = tuple[tuple[int, ...], ...]
@@ -77,11 +77,6 @@ def alone(model: nn.Module, batch: Batch) -> tuple[float, list[Tensor]]:
     return loss.item(), [p.grad for p in model.parameters() if p.grad is not None]
 
 
-def whole(gradient: Tensor | None) -> Tensor:
-    assert gradient is not None
-    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-
-
 def compare(
     ranks: RankGroups, sharded: bool, cases: list[list[Shape]], configs: tuple[ModelConfig, ...] = MODELS
 ) -> None:
@@ -100,6 +95,7 @@ def compare(
             found = accumulate(model, batch, plan, ranks)
             assert abs(found.loss - loss) <= 1e-12 * max(1.0, loss), plan
             for (name, parameter), expected in zip(model.named_parameters(), gradients, strict=True):
+                assert parameter.grad is not None
                 difference = (whole(parameter.grad) - expected).abs().max().item()
                 assert difference <= 1e-12, (plan, name, difference)
             sent = ranks.traffic.sent_bytes("sequence_all_to_all") - sent_before
@@ -169,6 +165,7 @@ def coarse(ranks: RankGroups, sharded: bool) -> None:
     found = accumulate(together, batch, plan, ranks)
     assert abs(found.loss - loss) <= 2 * abs(coarse_loss - loss) + 0.01
     for parameter, fine, rough in zip(together.parameters(), reference, expected, strict=True):
+        assert parameter.grad is not None
         own = (whole(parameter.grad).double() - fine).norm()
         assert own <= 2 * (rough.double() - fine).norm() + 0.01 * fine.norm()
     sent = ranks.gather(ranks.traffic.sent_bytes("sequence_all_to_all"))
