@@ -17,11 +17,11 @@ from dist_train.shards import whole
 from tests.ranks import run_on_ranks
 
 
-class Collectives(TorchDispatchMode):
+class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The names of the functional collectives that DTensor has called."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names = set[str]()
 
     def __torch_dispatch__(self, operation: Any, _types: Any, arguments: Any = (), keywords: Any = None) -> Any:

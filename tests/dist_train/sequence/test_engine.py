@@ -102,12 +102,12 @@ def curves(ranks: RankGroups, folder: Path, shard: bool, planners: tuple[str, ..
                 trained = engine.figures()
                 assert ranks.rank or trained["sequence_late"] == 0
                 assert_predicted(trained, ranks, path, 1)
-                assert_evaluates_like(alone, engine, ranks)
+                assert_evaluates_like(alone, engine, config)
                 ledger.flush(2)
                 assert_predicted(engine.figures(), ranks, path, 2)
                 moved_elsewhere(parameters, 0.5)
                 moved_elsewhere(alone.model.parameters(), 0.5)
-                assert_evaluates_like(alone, engine, ranks)
+                assert_evaluates_like(alone, engine, config)
                 moved_elsewhere(alone.model.parameters(), 2.0)
 
 
@@ -125,22 +125,21 @@ def assert_predicted(figures: dict[str, float], ranks: RankGroups, path: Path, r
         assert sent == pytest.approx(figures.get(f"predicted_bytes.{kind}", 0.0), rel=0.001), kind
 
 
-def assert_evaluates_like(alone: InnerOptimizer, engine: SequenceEngine, ranks: RankGroups) -> None:
+def assert_evaluates_like(alone: InnerOptimizer, engine: SequenceEngine, config: Config) -> None:
     """All ranks together, each within its budget."""
     lengths = tuple(length for batch in batches() for length in batch.document_lengths)
     validation = [Batch(torch.cat([batch.tokens for batch in batches()]), lengths)]
     expected, num_targets = alone.engine.evaluate(validation)
-    with budget_of(engine):
+    with budget_of(engine, config):
         total, targets = engine.evaluate(validation)
-    assert sum(ranks.gather(total)) == pytest.approx(expected, rel=1e-10)
-    assert sum(ranks.gather(targets)) == num_targets
+    assert sum(engine.ranks.gather(total)) == pytest.approx(expected, rel=1e-10)
+    assert sum(engine.ranks.gather(targets)) == num_targets
 
 
 @contextmanager
-def budget_of(engine: SequenceEngine) -> Iterator[None]:
+def budget_of(engine: SequenceEngine, config: Config) -> Iterator[None]:
     """Fails when a rank runs the model on more tokens than it may hold."""
-    count = engine.ranks.count
-    most = tokens_per_rank(config_of(count, "adaptive"), ReplicaConfig(id="a", ranks=count), 8)
+    most = tokens_per_rank(config, config.replica[0], config.model.heads)
     seen = list[int]()
     hook = engine.model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].numel()))
     yield
