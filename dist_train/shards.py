@@ -8,8 +8,9 @@ local(t)       what of a tensor lies on this rank
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 
 def is_scattered(tensor: Tensor) -> bool:
@@ -21,7 +22,21 @@ def is_scattered(tensor: Tensor) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor on the CPU; its own memory where it lies there whole. Of a shard, all ranks call it."""
     detached = tensor.detach()
-    return (detached.full_tensor() if isinstance(detached, DTensor) else detached).cpu()
+    return (_gathered(detached) if isinstance(detached, DTensor) else detached).cpu()
+
+
+def _gathered(tensor: DTensor) -> Tensor:
+    # DTensor gathers by a functional collective, whose long name torch 2.13's gloo keeps in memory that its two
+    # worker threads free and write without a lock (docs/experiments.md). The plain all-gather has a short one.
+    if tensor.placements != (Shard(0),):
+        return tensor.full_tensor()  # a sum over ranks, as of a norm: an all-reduce
+    group, own = tensor.device_mesh.get_group(), tensor.to_local()
+    rows = -(-tensor.shape[0] // group.size())  # of all shards but the last ones, which have fewer or none
+    padded = own.new_zeros(rows, *tensor.shape[1:])
+    padded[: len(own)] = own
+    everybodys = own.new_empty(rows * group.size(), *tensor.shape[1:])
+    dist.all_gather_single(everybodys, padded, group=group)
+    return everybodys[: tensor.shape[0]]
 
 
 @torch.no_grad()

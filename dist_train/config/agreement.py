@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from comms.multiaddress import NOWHERE, all_loopback
+from dist_train.config.budget import sharing_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -98,6 +99,8 @@ def _replicas(config: Config) -> Iterator[str]:
             yield from (f"{place}: {problem}" for problem in _pipeline(config, replica))
         if replica.shard:
             yield from (f"{place}: {problem}" for problem in _shards(config, replica))
+        heads = config.model.heads if config.model.path is None else None  # else known once its config has been read
+        yield from (f"{place}: {problem}" for problem in sharing_problems(config, replica, heads))
 
 
 def _pipeline(config: Config, replica: ReplicaConfig) -> Iterator[str]:

@@ -105,7 +105,8 @@ class SequenceConfig(Section):
     """Who decides which documents are scattered over how many ranks: `adaptive`, for every step anew;
     `best-homogeneous`, one degree a step; `static:4`, that degree always; `off`, every document on one rank."""
     max_tokens_per_rank: int | None = Field(default=None, ge=1)
-    """Tokens that one rank holds in a forward pass at most; a quarter more than its even share when left out."""
+    """Tokens that one rank holds in a forward pass at most. When left out: a quarter more than its even share of a
+    batch, or what the longest document needs of it, if that is more."""
     plan_deadline_s: Seconds | None = 1.0
     """How long a step waits for its plan before it runs by a simpler one. Longer where resumed steps must repeat bit
     for bit: another plan adds the same numbers in another order."""

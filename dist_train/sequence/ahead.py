@@ -101,10 +101,11 @@ class PlanAhead:
 
         PlanningError on every rank when there is none.
         """
-        facts = self._ranks.broadcast(self._facts(tuple(lengths)) if self._ranks.rank == 0 else None)
-        if error := facts.get("error"):
-            raise PlanningError(error)
-        return PlannedStep(_plan_of(facts["plan"]), float(facts["waited_s"]), bool(facts["late"]))
+        return self._agreed(lambda: self._solved(tuple(lengths)))
+
+    def quick(self, lengths: Sequence[int]) -> SequencePlan:
+        """The fallback's plan, the same on all ranks, which call this together; PlanningError as in `take`."""
+        return self._agreed(lambda: (self._fallback(tuple(lengths)), False)).plan
 
     def steps(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, PlannedStep]]:
         """Each batch with its plan; while the caller works on one, the plan of the next is solved."""
@@ -130,14 +131,12 @@ class PlanAhead:
         """Ends the planning process."""
         self.close()
 
-    def _facts(self, lengths: tuple[int, ...]) -> dict[str, Any]:
-        """What rank 0 broadcasts. It never raises: the others are waiting for it."""
-        started_s = time.monotonic()
-        try:
-            plan, late = self._solved(lengths)
-        except Exception as error:  # noqa: BLE001 the planner is the caller's; all ranks must hear of it
-            return {"error": str(error) or repr(error)}
-        return {"plan": asdict(plan), "late": late, "waited_s": time.monotonic() - started_s}
+    def _agreed(self, solve: Callable[[], tuple[SequencePlan, bool]]) -> PlannedStep:
+        """What rank 0 finds, on every rank."""
+        facts = self._ranks.broadcast(_facts(solve) if self._ranks.rank == 0 else None)
+        if error := facts.get("error"):
+            raise PlanningError(error)
+        return PlannedStep(_plan_of(facts["plan"]), float(facts["waited_s"]), bool(facts["late"]))
 
     def _solved(self, lengths: tuple[int, ...]) -> tuple[SequencePlan, bool]:
         solution = self._solution_of(lengths)
@@ -169,6 +168,16 @@ class PlanAhead:
         except BrokenExecutor:  # it ended since it was last used
             self._executor = planning_process()
             return self._executor.submit(self._plan, lengths)
+
+
+def _facts(solve: Callable[[], tuple[SequencePlan, bool]]) -> dict[str, Any]:
+    """What rank 0 broadcasts. It never raises: the others are waiting for it."""
+    started_s = time.monotonic()
+    try:
+        plan, late = solve()
+    except Exception as error:  # noqa: BLE001 the planner is the caller's; all ranks must hear of it
+        return {"error": str(error) or repr(error)}
+    return {"plan": asdict(plan), "late": late, "waited_s": time.monotonic() - started_s}
 
 
 def planning_process() -> ProcessPoolExecutor:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.optimize import nnls
 
+from dist_train.run_directory import write_atomically
 from dist_train.sequence.cost import CostModel
 from dist_train.sequence.errors import PlanningError
 
@@ -67,8 +68,8 @@ class Calibration:
         return float(np.mean([abs(residual.relative_error) for residual in self.residuals]))
 
     def save(self, path: Path) -> None:
-        """Writes it as JSON."""
-        path.write_text(json.dumps({"version": VERSION, **asdict(self)}, indent=2) + "\n")
+        """Writes it as JSON, whole or not at all."""
+        write_atomically(path, (json.dumps({"version": VERSION, **asdict(self)}, indent=2) + "\n").encode())
 
 
 def all_to_all_bytes(layers: int, hidden_size: int, bytes_per_value: int) -> float:
@@ -77,24 +78,34 @@ def all_to_all_bytes(layers: int, hidden_size: int, bytes_per_value: int) -> flo
 
 
 def fit(samples: Sequence[Sample], token_bytes: float) -> Calibration:
-    """The coefficients of (1) that explain the samples best; `token_bytes` is a_3. PlanningError with too few
-    samples."""
+    """The coefficients of (1) that explain the samples best; `token_bytes` is a_3. PlanningError with too few samples.
+
+    Tokens cost something in every result: where noise hides it, b_1 and b_2 are 0, and the residuals show how far off
+    that is.
+    """
     degrees = sorted({sample.degree for sample in samples if sample.degree > 1})
     _check(samples, degrees, token_bytes)
-    rows = np.array([_row(sample, degrees) for sample in samples])
-    seconds = np.array([sample.seconds for sample in samples])
-    weighted = rows / seconds[:, None]
-    scale = np.maximum(np.linalg.norm(weighted, axis=0), 1e-300)
-    found = nnls(weighted / scale, np.ones(len(seconds)))[0] / scale
-    b1, b2, a1, a2, *per_degree = (float(value) for value in found)
+    b1, b2, a1, a2, *per_degree = _coefficients(samples, degrees, first=0)
+    if a1 + a2 <= 0:  # small groups on a busy machine: all of it looks constant, and a plan must know that it is not
+        b1, b2, a1, a2, *per_degree = _coefficients(samples, degrees, first=2)
     if a1 + a2 <= 0:
-        raise PlanningError("the samples show no cost of tokens: measure groups of more, and of different, lengths")
+        raise PlanningError("the samples show no cost of tokens: measure groups of degree 1, too")
     speeds = [
         min(token_bytes / cost, FASTEST_BYTES_PER_SECOND) if cost > 0 else FASTEST_BYTES_PER_SECOND
         for cost in per_degree
     ]
     cost = CostModel(a1, a2, b1, token_bytes if degrees else 0.0, b2, tuple(zip(degrees, speeds, strict=True)))
     return Calibration(cost, tuple(_residual(cost, sample) for sample in samples))
+
+
+def _coefficients(samples: Sequence[Sample], degrees: Sequence[int], first: int) -> list[float]:
+    """Of (1), those before number `first` being left out, as 0."""
+    rows = np.array([_row(sample, degrees) for sample in samples])
+    seconds = np.array([sample.seconds for sample in samples])
+    weighted = rows[:, first:] / seconds[:, None]
+    scale = np.maximum(np.linalg.norm(weighted, axis=0), 1e-300)
+    found = nnls(weighted / scale, np.ones(len(seconds)))[0] / scale
+    return [0.0] * first + [float(value) for value in found]
 
 
 def load(path: Path) -> Calibration:

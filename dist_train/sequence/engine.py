@@ -22,20 +22,20 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from comms.ledger import Ledger
-from dist_train.config import Config, ReplicaConfig
+from dist_train.config import Config, ConfigError, ReplicaConfig
+from dist_train.config.budget import sharing_problems, tokens_per_rank
 from dist_train.data.batches import Batch
-from dist_train.engine import evaluate
 from dist_train.model import architecture_of
 from dist_train.predicted_traffic import PredictedTraffic
 from dist_train.sequence.ahead import PlanAhead
 from dist_train.sequence.calibration import Calibration, Sample, all_to_all_bytes, fit, load
-from dist_train.sequence.gradients import evaluation_bytes, is_sharded, shard, step_bytes
+from dist_train.sequence.gradients import evaluation_bytes, shard, step_bytes
 from dist_train.sequence.groups import RankGroups, join_ranks
 from dist_train.sequence.measure import calibration_cases, measure, measure_reduction
 from dist_train.sequence.plan import SequencePlan
 from dist_train.sequence.planner import plan_step
 from dist_train.sequence.ranks import Ranks
-from dist_train.sequence.step import accumulate
+from dist_train.sequence.step import accumulate, evaluate
 from dist_train.sequence.ulysses import step_all_to_all_bytes
 from dist_train.shards import whole
 
@@ -60,6 +60,7 @@ class SequenceEngine:
     log: Path
     """Where rank 0 writes a line for every step."""
     _next: tuple[int, ...] | None = None
+    _plans: dict[tuple[int, ...], SequencePlan] = field(default_factory=dict)
     _steps: list[dict[str, float | int | str]] = field(default_factory=list)
     _predicted: PredictedTraffic = field(default_factory=PredictedTraffic)
 
@@ -80,12 +81,15 @@ class SequenceEngine:
         return result.loss if self.ranks.rank == 0 else 0.0
 
     def evaluate(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        """Of every batch whose turn is this rank's; where the model is sharded all do all, and rank 0 says it."""
-        if not is_sharded(self.model):
-            return evaluate(self.model, batches[self.ranks.rank :: self.ranks.count])
-        total, num_targets = evaluate(self.model, batches)
-        self._predicted.add({"intra_replica": len(batches) * evaluation_bytes(self.model, self.ranks.count)})
-        return (total, num_targets) if self.ranks.rank == 0 else (0.0, 0)
+        """This rank's part of every batch, by a quick plan: the budget of tokens holds here, too."""
+        total, num_targets = 0.0, 0
+        for batch in batches:
+            plan = self._plan_of_validation(batch.document_lengths)
+            loss, targets = evaluate(self.model, batch, plan, self.ranks)
+            total, num_targets = total + loss, num_targets + targets
+            self._predict_evaluation(plan, batch)
+        self.ranks.traffic.tally(self.ledger, self._peer)
+        return total, num_targets
 
     def total_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """Of all gradients, whole on every rank or sharded."""
@@ -102,13 +106,27 @@ class SequenceEngine:
         means = {name: fmean(float(step[name]) for step in steps) for name in AVERAGED if _known(steps, name)}
         return {f"sequence_{name}": mean for name, mean in means.items()} | predicted
 
+    def _plan_of_validation(self, lengths: tuple[int, ...]) -> SequencePlan:
+        """The same documents come back in every validation: planned once."""
+        if lengths not in self._plans:
+            self._plans[lengths] = self.plans.quick(lengths)
+        return self._plans[lengths]
+
     def _predict(self, plan: SequencePlan, batch: Batch) -> None:
         """Counts what a step by `plan` should have sent."""
-        value_bytes = BF16_BYTES if self.ranks.device.type == "cuda" else FP32_BYTES
-        architecture = self.model.config
-        all_to_all = step_all_to_all_bytes(plan, batch.document_lengths, architecture, value_bytes=value_bytes)
         gradients = step_bytes(self.model, self.ranks.count, len(plan.micro_batches))
-        self._predicted.add({"sequence_all_to_all": all_to_all, "intra_replica": gradients})
+        self._predicted.add({"sequence_all_to_all": self._exchanged(plan, batch), "intra_replica": gradients})
+
+    def _predict_evaluation(self, plan: SequencePlan, batch: Batch) -> None:
+        """The same for a batch that is only evaluated."""
+        gathered = evaluation_bytes(self.model, self.ranks.count, len(plan.micro_batches))
+        self._predicted.add({"sequence_all_to_all": self._exchanged(plan, batch) // 2, "intra_replica": gathered})
+
+    def _exchanged(self, plan: SequencePlan, batch: Batch) -> int:
+        """Bytes of all-to-alls, one half of them forward."""
+        on_gpu = self.ranks.device.type == "cuda"
+        value_bytes = BF16_BYTES if on_gpu else next(self.model.parameters()).element_size()
+        return step_all_to_all_bytes(plan, batch.document_lengths, self.model.config, value_bytes=value_bytes)
 
     def _peer(self, rank: int) -> str:
         return f"{self.replica}.{rank if rank >= 0 else 'ranks'}"
@@ -119,16 +137,18 @@ def sequence_engine(
 ) -> SequenceEngine:
     """The engine of a replica whose ranks torchrun has started; all of them call it together.
 
-    Calibrates in the first start of a run. PlanningError when the config allows no plan.
+    Calibrates in the first start of a run. ConfigError when the model's heads leave its longest document no plan.
     """
-    # The model is sharded in place, before anybody keeps its parameters.
-    ranks, architecture = join_ranks(timeout_s=config.exchange.outage_deadline_s), architecture_of(config.model)
-    capacity = config.sequence.max_tokens_per_rank or -(-5 * config.inner.batch_tokens // (4 * ranks.count))
+    architecture = architecture_of(config.model)
+    heads = architecture.num_attention_heads
+    for problem in sharing_problems(config, replica, heads):
+        raise ConfigError(f'replica "{replica.id}": {problem}')
+    ranks, capacity = join_ranks(timeout_s=config.exchange.outage_deadline_s), tokens_per_rank(config, replica, heads)
     if replica.shard:
-        shard(model, ranks)
+        shard(model, ranks)  # in place, before anybody keeps its parameters
     kept = folder / f"sequence-{replica.id}.json"
     calibration, reduction_s = _calibrated(model, ranks, capacity, architecture, kept)
-    seen = Ranks.equal(ranks.count, capacity, max_degree=architecture.num_attention_heads)
+    seen = Ranks.equal(ranks.count, capacity, max_degree=heads)
     plan = partial(plan_step, ranks=seen, cost=calibration.cost)
     plans = PlanAhead(
         ranks,

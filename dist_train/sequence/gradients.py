@@ -51,6 +51,15 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def release(model: nn.Module) -> None:
+    """Forgets what a forward pass has gathered for a backward pass that does not come.
+
+    FSDP2 would use it in the next forward pass, though the parameters may have changed meanwhile.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 @torch.no_grad()
 def sum_gradients(model: nn.Module, ranks: RankGroups) -> None:
     """Replaces each gradient by its sum over all ranks, unless the model is sharded: then it is that sum already.
@@ -83,9 +92,13 @@ def step_bytes(model: nn.Module, ranks: int, micro_batches: int) -> int:
     return 2 * (ranks - 1) * whole_bytes
 
 
-def evaluation_bytes(model: nn.Module, ranks: int) -> int:
-    """The same for a batch that is only evaluated; what is outside the layers stays gathered for the next step."""
-    return (ranks - 1) * _parameter_bytes(model, ranks)[1] if is_sharded(model) else 0
+def evaluation_bytes(model: nn.Module, ranks: int, micro_batches: int) -> int:
+    """The same for a batch that is only evaluated: what is outside the layers is gathered once for all of it.
+
+    sharded    (N - 1) (P + (m - 1) P_layers)
+    """
+    whole_bytes, layers_bytes = _parameter_bytes(model, ranks)
+    return (ranks - 1) * (whole_bytes + (micro_batches - 1) * layers_bytes) if is_sharded(model) else 0
 
 
 def _parameter_bytes(model: nn.Module, ranks: int) -> tuple[int, int]:

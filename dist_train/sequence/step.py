@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dist_train.data.batches import NO_TARGET
 from dist_train.engine import autocast
 from dist_train.model import loss_sum
-from dist_train.sequence.gradients import sum_gradients
+from dist_train.sequence.gradients import release, sum_gradients
 from dist_train.sequence.share import check_plan, share_of_rank
 
 if TYPE_CHECKING:
@@ -64,6 +65,27 @@ def accumulate(model: nn.Module, batch: Batch, plan: SequencePlan, ranks: RankGr
     loss_value = total.item()
     ended_s = time.monotonic()
     return StepResult(loss_value, ended_s - started_s, ended_s - computed_s)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batch: Batch, plan: SequencePlan, ranks: RankGroups) -> tuple[float, int]:
+    """This rank's part of the sum of the losses of `batch` (nats) by `plan`, and how many targets that part has.
+
+    All ranks of the replica call it together. The model stays as it was. ValueError as `accumulate`.
+    """
+    check_plan(plan, batch.document_lengths, ranks=ranks.count, heads=query_heads(model))
+    was_training, total, num_targets = model.training, 0.0, 0
+    model.eval()
+    try:
+        for micro_batch in plan.micro_batches:
+            share = share_of_rank(batch, micro_batch, ranks.rank)
+            with autocast(model):
+                total += loss_sum(model, share, ranks.group(share.ranks)).item()
+            num_targets += int((share.targets != NO_TARGET).sum())
+    finally:
+        model.train(was_training)
+        release(model)
+    return total, num_targets
 
 
 def query_heads(model: nn.Module) -> int:

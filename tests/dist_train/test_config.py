@@ -11,6 +11,7 @@ import pytest
 from dist_train.config import Config, ConfigError, load, parse
 
 PIPELINE = {"id": "p", "pipeline": ["x", "y"]}
+RANKS = {"id": "r", "ranks": 3}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,24 @@ PIPELINE = {"id": "p", "pipeline": ["x", "y"]}
             'replica "p": compression = "subspace" cannot be trained with outer.method = "ddp"',
         ),
         ({"inner": {"batch_tokens": 100}}, "inner.batch_tokens = 100 is less than one sequence"),
+        (
+            {"replica": [RANKS], "sequence": {"max_tokens_per_rank": 100}},
+            'replica "r": sequence.max_tokens_per_rank = 100 lets a group of 2 ranks, the largest, hold 200 tokens',
+        ),
+        (
+            {"replica": [RANKS], "sequence": {"max_tokens_per_rank": 255}},
+            "a document may have data.sequence_tokens = 512; raise it to 256, or shorten the sequences",
+        ),
+        (
+            {"replica": [RANKS], "sequence": {"max_tokens_per_rank": 511, "planner": "static:1"}},
+            "a group of 1 ranks, the largest, hold 511 tokens",
+        ),
+        (
+            {"replica": [RANKS], "sequence": {"planner": "static:4"}},
+            '"static:4" asks for groups that 3 ranks and a model of 8 heads cannot form; choose static:1, static:2',
+        ),
+        ({"replica": [RANKS], "sequence": {"planner": "static:0"}}, 'sequence.planner = "static:0" asks for groups'),
+        ({"replica": [RANKS], "model": {"heads": 1}, "sequence": {"planner": "static:2"}}, "choose static:1"),
         ({"inner": {"micro_batch_tokens": 100}}, "inner.micro_batch_tokens = 100 is less than one sequence"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A replica of two ranks under torchrun, whole on each or in shards: stopped, resumed, and a rank that dies."""
+"""A replica of two ranks under torchrun, whole on each or in shards: resumed, a rank killed, each planner."""
 
 import json
 import os
@@ -20,9 +20,9 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.full_matrix]
 def two_ranks(tiny_run: Callable[..., Path]) -> Callable[..., Path]:
     """The tiny run in which b has two ranks that share documents; where the file is."""
 
-    def write(name: str, *, rounds: int, shard: bool) -> Path:
+    def write(name: str, *, rounds: int, shard: bool, planner: str = "adaptive") -> Path:
         text = tiny_run(rounds).read_text().replace('id = "b"', f'id = "b"\nranks = 2\nshard = {str(shard).lower()}')
-        text += "[sequence]\nmax_tokens_per_rank = 48\nplan_deadline_s = 60.0\n"
+        text += f'[sequence]\nplanner = "{planner}"\nmax_tokens_per_rank = 48\nplan_deadline_s = 60.0\n'
         file = tiny_run(rounds).parent / f"{name}.toml"
         file.write_text(text.replace('/run"', f'/{name}"'))
         return file
@@ -60,6 +60,24 @@ def test_a_rank_dies_and_its_replica_comes_back(two_ranks: Callable[..., Path]) 
         read_until(launcher, "launch it again to resume")
     rows = [json.loads(line) for line in (file.parent / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["agreed"] for row in rows)
+
+
+@pytest.mark.timeout(900)
+def test_the_loss_curve_is_that_of_no_planner_whoever_plans(two_ranks: Callable[..., Path]) -> None:
+    """In fp32, where a plan adds the same numbers in another order; to the last bits of fp64: the engine's own test."""
+    expected = curve_of(two_ranks("off", rounds=4, shard=False, planner="off"))
+    for planner in ("static:1", "static:2", "best-homogeneous", "adaptive"):
+        found = curve_of(two_ranks(planner.replace(":", "-"), rounds=4, shard=planner == "adaptive", planner=planner))
+        for one, other in zip(found, expected, strict=True):
+            assert one == pytest.approx(other, rel=1e-5), planner
+
+
+def curve_of(file: Path) -> list[tuple[float, float]]:
+    """Training and validation loss of every round of a launch of `file`, whose plans came in time."""
+    subprocess.run([*COMMAND, "launch", str(file)], check=True, timeout=200)
+    rows = [json.loads(line) for line in (file.parent / file.stem / "metrics.jsonl").read_text().splitlines()]
+    assert not any(row["health"]["b"].get("sequence_late") for row in rows)
+    return [(row["loss"], row["validation_loss"]) for row in rows]
 
 
 def digests(directory: Path) -> list[str]:

@@ -51,6 +51,15 @@ def in_a_process(ranks: RankGroups) -> None:
         assert planner.take((100,)).plan.planner == "ahead"
 
 
+def at_odds(ranks: RankGroups) -> None:
+    """Ranks that were built with unlike planners, or asked about unlike lengths, all follow rank 0."""
+    mine = partial(one_group, planner=f"of rank {ranks.rank}")
+    with ThreadPoolExecutor(1) as executor, PlanAhead(ranks, mine, fallback, executor=executor) as planner:
+        planned = planner.take((4 + ranks.rank, 3))
+        assert (planned.plan.planner, planned.plan.predicted_s) == ("of rank 0", 7)
+        assert all_the_same(ranks, planned.plan)
+
+
 def late(ranks: RankGroups) -> None:
     """A planner that is too slow costs a step its patience, once; what it finds later serves nobody else."""
     event = threading.Event()
@@ -96,7 +105,7 @@ def hopeless(ranks: RankGroups) -> None:
         never.set()
 
 
-@pytest.mark.parametrize("story", [in_a_process, late, dead, hopeless])
+@pytest.mark.parametrize("story", [in_a_process, at_odds, late, dead, hopeless])
 def test_plans_arrive_on_all_ranks(story: object, tmp_path: Path) -> None:
     assert callable(story)
     run_on_ranks(2, tmp_path, story)

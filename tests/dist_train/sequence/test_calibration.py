@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dist_train.sequence.calibration import Sample, all_to_all_bytes, fit, load
 from dist_train.sequence.cost import REFERENCE_7B, CostModel
@@ -52,6 +54,22 @@ def test_a_broken_file_is_named(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(PlanningError, match=r"calibration\.json: no calibration"):
         load(path)
+
+
+@given(st.lists(st.floats(1e-4, 1.0), min_size=12, max_size=12))
+def test_tokens_cost_something_whatever_was_measured(seconds: list[float]) -> None:
+    """Small groups on a busy machine: more tokens may have taken less time."""
+    cases = [((tokens,) * documents, degree) for degree in (1, 2) for documents in (1, 4) for tokens in (3, 10, 100)]
+    calibration = fit([Sample(*case, s) for case, s in zip(cases, seconds, strict=True)], 1000.0)
+    assert calibration.cost.quadratic_s + calibration.cost.linear_s > 0
+    assert calibration.cost.group_s([1000], 1) > calibration.cost.group_s([10], 1) > 0
+
+
+def test_falling_seconds_are_explained_by_tokens_alone() -> None:
+    calibration = fit([Sample((tokens,), 1, 1 / tokens) for tokens in (1, 2, 4, 8)], 0.0)
+    assert calibration.cost.fixed_s == 0
+    assert calibration.cost.linear_s + calibration.cost.quadratic_s > 0
+    assert calibration.mean_error > 0.3
 
 
 def test_too_few_samples_are_refused() -> None:
