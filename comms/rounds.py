@@ -156,7 +156,7 @@ class _Step:
         if replica in self.state.reports or (replica in self.state.leases and self.state.phase is not Phase.AGREE):
             self._set(absent=_without(self.state.absent, replica))
         if join.applied_round and join.applied_round == self.state.committed_round:
-            self._note_applied(replica, Applied(join.applied_round, join.theta_digest))
+            self._compare(join.applied_round)
         self._place(replica)
 
     def _objection(self, replica: str, join: Join) -> str:
@@ -223,14 +223,16 @@ class _Step:
         member = self.state.members[replica]
         if not member.applied_round <= message.round <= self.state.committed_round:
             return
+        is_news = (member.applied_round, member.theta_digest) != (message.round, message.theta_digest)
         if message.theta_digest != self.state.damaged.get(replica):
             self._set(damaged=_without(self.state.damaged, replica))
         self._set_member(replica, applied_round=message.round, theta_digest=message.theta_digest)
-        if self.state.phase is Phase.ENDING:
+        if is_news and self.state.phase is Phase.ENDING:
             self._set(since_s=self.now_s)  # one that catches up is waited for as long as it gets on
         if message.round == self.state.committed_round:
             self._note_applied(replica, message)
-        self._place(replica)
+        if is_news:  # else its Join has said so, and it was placed then
+            self._place(replica)
 
     def _offer(self, replica: str, message: Offer) -> None:
         if message.round <= self.state.committed_round:
@@ -582,11 +584,15 @@ class _Step:
         if earlier and not message.validation_targets:
             message = replace(earlier, theta_digest=message.theta_digest)
         self._set(applied={**self.state.applied, replica: message})
-        self._remember_digest(message.round)
-        self._settle_disagreement()
+        self._compare(message.round)
         expected = {r for r in self._living() if r in self.state.committed_reports}
         if expected <= set(self.state.applied):
             self._summarise()
+
+    def _compare(self, number: int) -> None:
+        """Looks at what the members hold after the committed round, now that one more of them has said so."""
+        self._remember_digest(number)
+        self._settle_disagreement()
 
     def _settle_disagreement(self) -> None:
         """Compares what the members hold after the committed round: a minority is put out, a tie ends the run."""
@@ -691,7 +697,7 @@ class _Step:
 
     def _remember_digest(self, number: int) -> None:
         """Keeps what the majority holds after a round, which says of a snapshot whether it is sound."""
-        counts = Counter(message.theta_digest for message in self.state.applied.values())
+        counts = Counter(_held(self.state, number).values())
         votes = max(counts.total(), len(self.state.committed_reports))
         held_by_most = [digest for digest, count in counts.items() if 2 * count > votes]
         offered = {offer.round for offer in self.state.offers.values()}
@@ -780,9 +786,15 @@ def _without(mapping: Mapping[str, T], replica: str) -> dict[str, T]:
     return {key: value for key, value in mapping.items() if key != replica}
 
 
+def _held(state: RunState, number: int) -> dict[str, str]:
+    """Digest of what each replica holds after the committed round, or held when it was last heard of."""
+    present = {r: member.theta_digest for r, member in state.members.items() if member.applied_round == number}
+    return {r: message.theta_digest for r, message in state.applied.items()} | present
+
+
 def _summary(state: RunState, committed: CommittedRound) -> RoundSummary:
     reports, applied = state.committed_reports, state.applied
-    counts = Counter(message.theta_digest for message in applied.values())
+    counts = Counter(_held(state, committed.round).values())
     tokens = sum(report.tokens for report in reports.values())
     losses = [report.loss * report.tokens for report in reports.values()]
     targets = sum(message.validation_targets for message in applied.values())

@@ -15,9 +15,10 @@ import torch
 from comms.agreement import COORDINATOR, CatchUp, CommittedRound, Finish, Join, Leave, RoundPlan
 from comms.crew import CrewTransport
 from comms.errors import RunFailed
-from comms.grpc_transport import GrpcTransport, TransportSettings
+from comms.grpc_transport import GrpcTransport
 from comms.ledger import Ledger
 from comms.store import PayloadStore
+from comms.transport_settings import TransportSettings
 from compression.codec import Codec
 from compression.registry import prepare
 from dist_train.catch_up import catch_up

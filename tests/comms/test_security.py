@@ -24,7 +24,6 @@ from comms.certificates import OPERATOR, TOKEN_FILE, CertificateError, dns_name,
 from comms.channel import HANDSHAKE_DEADLINE_S, MOST_MESSAGE_BYTES, Channels, listen, new_server, open_channel
 from comms.credentials import KeyFiles, read_keys
 from comms.errors import AccessError, BadProof, Busy, Refused, RunFailed, StaleRound, TooLarge, Unreachable, WrongName
-from comms.grpc_transport import Route
 from comms.join_token import CLOCK_SKEW_S, Doorkeeper, prove, read_token
 from comms.journal import Journal
 from comms.ledger import Ledger
@@ -33,6 +32,7 @@ from comms.payloads import PayloadService
 from comms.run_state import RoundRules, RunState
 from comms.security import Loopback
 from comms.store import PayloadStore, digest_of
+from comms.transport_settings import Route
 from comms.uploads import Uploads
 from protos import payload_pb2 as payloads
 from protos import payload_pb2_grpc, round_pb2_grpc

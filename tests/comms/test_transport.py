@@ -21,10 +21,10 @@ import pytest
 from comms.agreement import COORDINATOR, Entry, Finish, Holder, Leave, Payload, Problem, Report, RoundPlan
 from comms.channel import InsecureAddress, listen, new_server, open_channel
 from comms.errors import JournalError, Refused, RunFailed, Unreachable
-from comms.grpc_transport import Route
 from comms.journal import Journal
 from comms.security import Insecure, Loopback
 from comms.store import digest_of
+from comms.transport_settings import Route
 from protos import round_pb2 as pb
 from protos import round_pb2_grpc
 from tests.comms.members import (
