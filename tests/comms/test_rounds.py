@@ -10,7 +10,8 @@ import pytest
 
 from comms.agreement import Acknowledge, CatchUp, CommittedRound, Finish, Join, Proposal, Refusal, Report, RoundPlan
 from comms.leases import Segment
-from comms.rounds import advance, next_deadline_s
+from comms.round_deadlines import next_deadline_s
+from comms.rounds import advance
 from comms.run_state import Alive, Heard, Phase, RunState, Send, Ticked
 from tests.comms.stories import contributors, left_out, open_world, phase, working
 from tests.comms.world import CONFIG, CORPUS, World, rules, sha

@@ -38,7 +38,8 @@ from comms.agreement import (
     RoundSummary,
 )
 from comms.leases import Lease, Segment, merge, without
-from comms.rounds import advance, next_deadline_s
+from comms.round_deadlines import next_deadline_s
+from comms.rounds import advance
 from comms.run_state import (
     Alive,
     Event,
