@@ -111,6 +111,21 @@ def test_a_coordinator_that_answers_and_has_nothing_to_say_is_waited_for(tmp_pat
         assert isinstance(a.receive(), RoundPlan), "it has waited for b, in vain, for several outage deadlines"
 
 
+def test_a_search_for_the_coordinator_that_hangs_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def hangs() -> None:
+        release.wait(60)
+
+    with transport_of(tmp_path, "a", NOBODY, outage_deadline_s=1.0, whereabouts=hangs) as a:
+        try:
+            a.join(join_of("a", a))
+            with pytest.raises(Unreachable, match="has not answered for 1 s"):
+                a.receive()
+        finally:
+            release.set()
+
+
 MANIFEST = (Entry("b", "embed", digest_of(b"x"), 1, 130),)
 OFFER = Offer(7, "ab" * 32, digest_of(b"index"), 5)
 WAITS: dict[str, Callable[[GrpcTransport, Path], object]] = {
