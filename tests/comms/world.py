@@ -1,7 +1,7 @@
 """A run without a network: the round machine, and replicas that keep to the protocol, in a world whose time we hold.
 
 `World` plays the coordinator's process (`feed`, `restart`) and `Replica` a replica's: the loops of
-`dist_train.replica` and `dist_train.round`, and under them the queues of `comms.grpc_transport`. Nothing happens by
+`dist_train.replica` and `dist_train.round`, and under them `comms.conversation`. Nothing happens by
 itself: whoever holds the world says who speaks, who hears, who works, who fails, and how much time passes. Whatever
 happens, `World.check` holds after it.
 """
