@@ -32,7 +32,8 @@ from comms.marks import Marks
 from comms.meetings import MeetingService
 from comms.payloads import PayloadService
 from comms.probe_service import ProbeService
-from comms.rounds import advance, next_deadline_s, silent_from_s
+from comms.round_deadlines import next_deadline_s, silent_from_s
+from comms.rounds import advance
 from comms.run_state import (
     Alive,
     Event,

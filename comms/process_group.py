@@ -2,6 +2,9 @@
 
 `grpc_group` makes the default process group of this process, as `init_process_group` does with gloo; `dist.send`,
 `dist.recv` and the collectives then go over our channels, encrypted, counted and bounded. See docs/process-group.md.
+
+What torch asks of a backend (a group, the works it returns, a store) stays together here: it is torch's one interface,
+each part of which only forwards to `RankGroup`, and the import rules let no second file of this package know torch.
 """
 
 from __future__ import annotations
@@ -32,7 +35,6 @@ from comms.tensor_header import COLLECTIVE_TAG, ITEM_BYTES, KindOf, TensorHeader
 BACKEND = "grpc"
 SMALL_BYTES = 4096
 """What is cheaper to send N times than to wait for twice."""
-"""The tag of what collectives send; the tags of programs begin at 0."""
 _DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ITEM_BYTES}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _REDUCTIONS: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {

@@ -63,7 +63,7 @@ class RankGroup:
         self._server: grpc.aio.Server | None = None
         self._rendezvous: RendezvousClient | None = None
         self._is_closed = False
-        self._loop = LoopThread(f"rank {place.rank}")
+        self._loop = LoopThread(f"the network of rank {place.rank}", self.bounds.deadline_s, DEADLINE_KEY)
         try:
             self.address = self._loop.wait(self._serve(listen_address, security))
         except CommsError:

@@ -24,17 +24,20 @@ lease that a contributor did not get through, the rest comes back when the round
 Who may take part: the replicas of the config, and as many more as `most_replicas` leaves room for. A member whose
 parameters differ from the majority's is told to forget them and to catch up; one that was found at fault too often is
 expelled, for as long as `most_faults` says so.
+
+What it knows is in run_state.py; whom and what it won't have in objections.py, when it looks again in
+round_deadlines.py, what it tells people in round_summary.py. The transitions stay together, long as they are: each
+may end a membership or move the round, and that may do the other.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
-from statistics import fmean
 from typing import Any, TypeVar
 
+from comms import objections
 from comms.agreement import (
     Acknowledge,
     Applied,
@@ -51,10 +54,11 @@ from comms.agreement import (
     Refusal,
     Report,
     RoundPlan,
-    RoundSummary,
     SnapshotSource,
 )
-from comms.leases import Lease, LeaseBook, without
+from comms.leases import LeaseBook, without
+from comms.round_deadlines import silent_from_s
+from comms.round_summary import held, summary_of
 from comms.run_state import (
     Action,
     Alive,
@@ -65,7 +69,6 @@ from comms.run_state import (
     Phase,
     Record,
     Restarted,
-    RoundRules,
     RunState,
     Send,
     Slept,
@@ -85,27 +88,6 @@ def advance(state: RunState, event: Event, now_s: float) -> tuple[RunState, tupl
     step.take(event)
     step.progress()
     return step.state, tuple(step.actions)
-
-
-def next_deadline_s(state: RunState, now_s: float) -> float:
-    """When `Ticked` must be fed next, `advance` having been called at `now_s`; infinity when nothing is waited for."""
-    rules = state.rules
-    if state.phase in (Phase.DONE, Phase.FAILED):
-        return math.inf
-    moments = [silent_from_s(member, rules) for member in state.members.values()]
-    if state.phase is Phase.GATHER:
-        moments.append(state.since_s + rules.gather_deadline_s)
-    if state.short_since_s is not None:
-        moments.append(state.short_since_s + rules.gather_deadline_s)
-    if state.phase is Phase.WORK and state.first_report_s is not None:
-        moments.append(state.first_report_s + rules.publish_deadline_s)
-    if state.phase is Phase.WORK:
-        moments.append(state.since_s + rules.work_deadline_s)
-    if state.phase is Phase.AGREE or (state.phase is Phase.WORK and state.set_aside):
-        moments.append(state.since_s + rules.fetch_deadline_s)
-    if state.phase is Phase.ENDING:
-        moments.append(state.since_s + rules.ending_deadline_s)
-    return min((moment for moment in moments if moment > now_s), default=math.inf)
 
 
 class _Step:
@@ -139,7 +121,7 @@ class _Step:
                 pass  # a tick, or somebody who has not joined
 
     def _join(self, replica: str, join: Join) -> None:
-        if reason := self._objection(replica, join):
+        if reason := objections.to_join(self.state, join):
             self._send(replica, Refusal(reason))
             return
         if self.state.book is None:
@@ -156,44 +138,8 @@ class _Step:
         if replica in self.state.reports or (replica in self.state.leases and self.state.phase is not Phase.AGREE):
             self._set(absent=_without(self.state.absent, replica))
         if join.applied_round and join.applied_round == self.state.committed_round:
-            self._note_applied(replica, Applied(join.applied_round, join.theta_digest))
+            self._compare()
         self._place(replica)
-
-    def _objection(self, replica: str, join: Join) -> str:
-        """Why this replica can't take part, or nothing."""
-        rules, state = self.state.rules, self.state
-        if self._is_expelled(replica):
-            return self._expulsion(replica)
-        if replica not in state.known and len(state.known) >= rules.most_replicas:
-            return (
-                f"replica {replica!r} is none of this run's replicas ({', '.join(sorted(state.known))}), and "
-                f"exchange.most_replicas = {rules.most_replicas} leaves no room for another"
-            )
-        if join.config_digest != rules.config_digest:
-            return (
-                f"replica {replica!r} has config {join.config_digest[:12]}, the run has {rules.config_digest[:12]}: "
-                "start it with the run's config.toml"
-            )
-        if join.tokens_per_epoch < 1:
-            return f"replica {replica!r} has an empty corpus"
-        if state.corpus_digest and join.corpus_digest != state.corpus_digest:
-            return (
-                f"replica {replica!r} has corpus {join.corpus_digest[:12]}, the run has {state.corpus_digest[:12]}: "
-                "the documents, the tokenizer (or, for python-stdlib, the Python version) differ"
-            )
-        if join.applied_round > state.committed_round:
-            return (
-                f"replica {replica!r} stands at round {join.applied_round}, the run has committed "
-                f"{state.committed_round}: its checkpoints are of another run, or the coordinator's journal is older"
-            )
-        others = [m for r, m in state.members.items() if r not in (replica, *state.damaged)]
-        starts = [member.theta_digest for member in others if member.applied_round == 0]
-        if join.applied_round == 0 and starts and join.theta_digest != starts[0]:
-            return (
-                f"replica {replica!r} begins with other parameters than the rest ({join.theta_digest[:12]} against "
-                f"{starts[0][:12]}): the versions of torch or transformers differ"
-            )
-        return ""
 
     def _report(self, replica: str, report: Report) -> None:
         state = self.state
@@ -201,7 +147,7 @@ class _Step:
         has_part = replica in state.leases and self._is_current(replica)
         if not is_open or not has_part or (state.phase is Phase.AGREE and replica in state.reports):
             return  # of another round, twice, or from damaged parameters: its error feedback keeps what it found
-        if reason := _unusable(report, state.leases[replica], state.rules):
+        if reason := objections.to_report(report, state.leases[replica], state.rules):
             self._leave_out(replica, reason)
             return
         if state.phase is Phase.AGREE:
@@ -223,14 +169,16 @@ class _Step:
         member = self.state.members[replica]
         if not member.applied_round <= message.round <= self.state.committed_round:
             return
+        is_news = (member.applied_round, member.theta_digest) != (message.round, message.theta_digest)
         if message.theta_digest != self.state.damaged.get(replica):
             self._set(damaged=_without(self.state.damaged, replica))
         self._set_member(replica, applied_round=message.round, theta_digest=message.theta_digest)
-        if self.state.phase is Phase.ENDING:
+        if is_news and self.state.phase is Phase.ENDING:
             self._set(since_s=self.now_s)  # one that catches up is waited for as long as it gets on
         if message.round == self.state.committed_round:
             self._note_applied(replica, message)
-        self._place(replica)
+        if is_news:  # else its Join has said so, and it was placed then
+            self._place(replica)
 
     def _offer(self, replica: str, message: Offer) -> None:
         if message.round <= self.state.committed_round:
@@ -582,11 +530,15 @@ class _Step:
         if earlier and not message.validation_targets:
             message = replace(earlier, theta_digest=message.theta_digest)
         self._set(applied={**self.state.applied, replica: message})
-        self._remember_digest(message.round)
-        self._settle_disagreement()
+        self._compare()
         expected = {r for r in self._living() if r in self.state.committed_reports}
         if expected <= set(self.state.applied):
             self._summarise()
+
+    def _compare(self) -> None:
+        """Looks at what the members hold after the committed round, now that one more of them has said so."""
+        self._remember_digest()
+        self._settle_disagreement()
 
     def _settle_disagreement(self) -> None:
         """Compares what the members hold after the committed round: a minority is put out, a tie ends the run."""
@@ -630,8 +582,8 @@ class _Step:
     def _find_at_fault(self, replica: str, reason: str) -> None:
         """Writes down what a replica did; at most_faults it is expelled."""
         self._set(faults={**self.state.faults, replica: (*self.state.faults.get(replica, ()), reason)})
-        if self._is_expelled(replica):
-            self._send(replica, Refusal(self._expulsion(replica)))
+        if objections.is_expelled(self.state, replica):
+            self._send(replica, Refusal(objections.expulsion(self.state, replica)))
             self._leave_out(replica, f"expelled: {reason}")
             self._put_out(replica)
 
@@ -643,16 +595,6 @@ class _Step:
             late=_without(state.late, replica), offers=_without(state.offers, replica),
             damaged=_without(state.damaged, replica),
         )  # fmt: skip
-
-    def _is_expelled(self, replica: str) -> bool:
-        return len(self.state.faults.get(replica, ())) >= self.state.rules.most_faults
-
-    def _expulsion(self, replica: str) -> str:
-        faults = self.state.faults[replica]
-        return (
-            f"replica {replica!r} is expelled after {len(faults)} faults (exchange.most_faults = "
-            f"{self.state.rules.most_faults}), the last: {faults[-1]}. Mend its machine; it may join by another name"
-        )
 
     def _leave_out_misfits(self) -> None:
         """Leaves out those whose fragments are not the ones that most report."""
@@ -687,11 +629,12 @@ class _Step:
         if state.committed is None or state.summarised_round >= state.committed.round:
             return
         self._set(summarised_round=state.committed.round)
-        self.actions.append(Summarise(_summary(state, state.committed)))
+        self.actions.append(Summarise(summary_of(state, state.committed)))
 
-    def _remember_digest(self, number: int) -> None:
-        """Keeps what the majority holds after a round, which says of a snapshot whether it is sound."""
-        counts = Counter(message.theta_digest for message in self.state.applied.values())
+    def _remember_digest(self) -> None:
+        """Keeps what the majority holds after the committed round, which says of a snapshot whether it is sound."""
+        number = self.state.committed_round
+        counts = Counter(held(self.state).values())
         votes = max(counts.total(), len(self.state.committed_reports))
         held_by_most = [digest for digest, count in counts.items() if 2 * count > votes]
         offered = {offer.round for offer in self.state.offers.values()}
@@ -748,60 +691,9 @@ class _Step:
         self.actions.append(Send(replica, message))
 
 
-def _unusable(report: Report, lease: Lease, rules: RoundRules) -> str:
-    """Why this report can't be part of any manifest, or nothing."""
-    fragments = [payload.fragment for payload in report.payloads]
-    if not math.isfinite(report.loss):
-        return f"its loss is {report.loss}"
-    if not fragments or len(set(fragments)) != len(fragments):
-        return f"its fragments are {fragments}"
-    if (num_bytes := sum(payload.num_bytes for payload in report.payloads)) > rules.most_payload_bytes:
-        return f"its payloads are {num_bytes} bytes, more than exchange.most_payload_bytes = {rules.most_payload_bytes}"
-    if report.tokens > 2 * rules.lease_tokens:  # a lease's last document may reach beyond it, but not so far
-        return f"it claims {report.tokens} tokens of a lease of {rules.lease_tokens}: that is too much weight"
-    try:
-        trained = without(lease, report.unused)
-    except ValueError as error:
-        return f"what it has left of its lease is none of it: {error}"
-    return "" if trained else "it has trained on nothing of its lease"
-
-
-def silent_from_s(member: Member, rules: RoundRules) -> float:
-    """From when on a member counts as dead, if nothing more is heard of it, or its stream is not opened anew."""
-    silent_s = member.last_heard_s + rules.liveness_deadline_s
-    return silent_s if member.gone_since_s is None else min(silent_s, member.gone_since_s + rules.reconnect_deadline_s)
-
-
 def _without_all(mapping: Mapping[str, T], replicas: Container[str]) -> dict[str, T]:
     return {key: value for key, value in mapping.items() if key not in replicas}
 
 
 def _without(mapping: Mapping[str, T], replica: str) -> dict[str, T]:
     return {key: value for key, value in mapping.items() if key != replica}
-
-
-def _summary(state: RunState, committed: CommittedRound) -> RoundSummary:
-    reports, applied = state.committed_reports, state.applied
-    counts = Counter(message.theta_digest for message in applied.values())
-    tokens = sum(report.tokens for report in reports.values())
-    losses = [report.loss * report.tokens for report in reports.values()]
-    targets = sum(message.validation_targets for message in applied.values())
-    validation = sum(message.validation_loss_sum for message in applied.values()) / targets if targets else None
-    phases = {
-        replica: {**report.phase_s, **(applied[replica].phase_s if replica in applied else {})}
-        for replica, report in reports.items()
-    }
-    return RoundSummary(
-        round=committed.round,
-        contributors=committed.contributors,
-        theta_digest=counts.most_common(1)[0][0] if counts else "",
-        agreed=len(counts) == 1,
-        loss=sum(losses) / tokens if tokens else fmean(report.loss for report in reports.values()),
-        validation_loss=validation,
-        tokens={replica: report.tokens for replica, report in reports.items()},
-        phase_s=phases,
-        health={replica: message.health for replica, message in applied.items() if message.health},
-        payload_bytes={r: sum(p.num_bytes for p in report.payloads) for r, report in reports.items()},
-        absent=tuple({"replica": r, "reason": why} for r, why in sorted(state.committed_absent.items())),
-        round_s=state.round_s,
-    )

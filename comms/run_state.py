@@ -115,7 +115,7 @@ class RunState:
     committed_reports: Mapping[str, Report] = field(default_factory=dict)
     committed_absent: Mapping[str, str] = field(default_factory=dict)
     applied: Mapping[str, Applied] = field(default_factory=dict)
-    """Who has applied the committed round."""
+    """What those told who have applied the committed round. One that was started again since has told nothing."""
     round_s: float = 0.0
     """From opening to commit of the committed round."""
     summarised_round: int = 0

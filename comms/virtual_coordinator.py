@@ -25,7 +25,8 @@ from comms.agreement import (
 from comms.channel import MOST_MESSAGE_BYTES
 from comms.errors import CommsError
 from comms.marks import Marks
-from comms.rounds import advance, next_deadline_s
+from comms.round_deadlines import next_deadline_s
+from comms.rounds import advance
 from comms.run_state import (
     Event,
     Heard,

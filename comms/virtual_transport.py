@@ -11,7 +11,6 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from comms import wire
 from comms.agreement import (
@@ -34,13 +33,13 @@ from comms.ledger import MESSAGE_HEADER_BYTES
 from comms.payloads import Parcel
 from comms.store import PayloadStore
 from comms.transport import Arrival
+from comms.transport_settings import Route
 from comms.virtual_coordinator import VirtualCoordinator
 from comms.virtual_network import VirtualNetwork
 from comms.virtual_time import Actor
 from comms.virtual_transfers import PayloadPool, Search, upload
 from protos import round_pb2
 
-Route = Literal["direct", "relay"]
 _PATIENCE = 0.8
 """Of fetch_deadline_s: as the real transport's."""
 

@@ -198,7 +198,7 @@ def _report_from_pb(report: pb.Report) -> a.Report:
         a.Payload(name(p.fragment, "report.fragment"), digest(p.digest, "report.digest"), p.num_bytes)
         for p in _bounded(report.payloads, MOST_FRAGMENTS, "report.payloads")
     )
-    # Any loss: the round goes on without a replica whose loss is not finite, and says so. See rounds._unusable.
+    # Any loss: the round goes on without a replica whose loss is not finite, and says so. See objections.to_report.
     phase_s = _figures(report.phase_s, "report.phase_s")
     return a.Report(report.round, payloads, report.tokens, report.loss, phase_s, lease_from_pb(report.unused))
 

@@ -73,8 +73,12 @@ class OuterMethod(ABC):
     def contribution(self, fragment: str) -> Tensor:
         """What this replica adds to the round with a fragment that this rank owns.
 
-        The flat buffer (num_values,) fp32 on the CPU that is to be encoded.
+        The flat buffer (num_values,) fp32 on the CPU that is to be encoded. Asked for once a round: it is kept until
+        `apply` knows what became of it (2), where the method keeps anything.
         """
+
+    def accumulate(self) -> None:
+        """Keeps what this replica adds to the round (2) without handing it out: to redo a round. All ranks call it."""
 
     @abstractmethod
     def apply(self, fragment: str, updates: Sequence[Update], weights: Sequence[int], own: Update | None) -> None:
@@ -230,11 +234,22 @@ class PseudoGradientMethod(OuterMethod):
 
     def contribution(self, fragment: str) -> Tensor:
         """Delta_r (1), through the error feedback (2) where there is one."""
+        delta = self._pseudo_gradient(fragment)
+        return delta if self._feedback is None else self._feedback.accumulate(fragment, delta)  # (2)
+
+    def accumulate(self) -> None:
+        """(1) and (2); without error feedback nothing is kept."""
+        if self._feedback is None:
+            return
+        self.gather()
+        for fragment in self.owned:
+            self._feedback.accumulate(fragment, self._pseudo_gradient(fragment))
+
+    def _pseudo_gradient(self, fragment: str) -> Tensor:
         values = {name: self._gathered.pop(name, p) for name, p in self.fragments[fragment].items()}
-        delta = self.layouts[fragment].pack(
-            {name: self._start.start(name, self._theta[name]) - p.detach().cpu() for name, p in values.items()}
+        return self.layouts[fragment].pack(
+            {name: self._start.start(name, self._theta[name]) - p.detach().cpu() for name, p in values.items()}  # (1)
         )
-        return delta if self._feedback is None else self._feedback.accumulate(fragment, delta)  # (1), (2)
 
     def apply(self, fragment: str, updates: Sequence[Update], weights: Sequence[int], own: Update | None) -> None:
         """(4) to (7); the model's fragment becomes theta's."""

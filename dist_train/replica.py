@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from comms.agreement import COORDINATOR, CatchUp, CommittedRound, Finish, Join, Leave, RoundPlan
+from comms.agreement import COORDINATOR, CatchUp, CommittedRound, Finish, Join, Leave, Proposal, Refusal, RoundPlan
 from comms.crew import CrewTransport
-from comms.errors import RunFailed
-from comms.grpc_transport import GrpcTransport, TransportSettings
+from comms.errors import Refused, RunFailed
+from comms.grpc_transport import GrpcTransport
 from comms.ledger import Ledger
 from comms.store import PayloadStore
+from comms.transport_settings import TransportSettings
 from compression.codec import Codec
 from compression.registry import prepare
 from dist_train.catch_up import catch_up
@@ -126,8 +127,10 @@ def _follow(replica: Replica, checkpoints: Checkpoints, ledger: Ledger) -> None:
                 if failure:
                     raise RunFailed(failure)
                 return
-            case _:
-                pass  # of a round that is behind us
+            case RoundPlan() | CommittedRound() | Proposal():
+                pass  # a repetition, of a round that is behind us
+            case Refusal(reason):
+                raise Refused(reason)
         if replica.round > before:
             if replica.round == replica.config.rounds or replica.round // every > before // every:
                 checkpoints.write(snapshot_of(replica))

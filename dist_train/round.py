@@ -35,6 +35,7 @@ from comms.agreement import (
     Manifest,
     Problem,
     Proposal,
+    Refusal,
     Report,
     RoundPlan,
 )
@@ -128,9 +129,7 @@ def follow(replica: Replica, committed: CommittedRound) -> None:
     work = Work(0, 0.0, clock=replica.clock)
     if replica.outer.remembers and replica.id in committed.leases:
         work = train(replica, committed.round, committed.leases[replica.id])
-        replica.outer.gather()
-        for fragment in replica.outer.owned:
-            replica.outer.contribution(fragment)
+        replica.outer.accumulate()
     apply(replica, committed, Mail(replica), work)
 
 
@@ -224,8 +223,10 @@ def agree(replica: Replica, round_number: int, mail: Mail, work: Work) -> Commit
                 return _as_recorded(replica, round_number)
             case Finish(failure) if failure:
                 raise RunFailed(failure)
-            case _:
-                pass  # a repetition, after the conversation with the coordinator broke
+            case RoundPlan() | Proposal() | CommittedRound() | CatchUp():
+                pass  # a repetition, of this round or one before: the conversation with the coordinator broke
+            case Finish() | Refusal():
+                raise CommsError(f"the coordinator ends the run in the middle of round {round_number}: {message}")
 
 
 def _as_recorded(replica: Replica, round_number: int) -> CommittedRound:

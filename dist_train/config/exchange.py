@@ -45,7 +45,7 @@ class ExchangeConfig(SharedSection):
     reconnect_deadline_s: Seconds = 5.0
     """A replica whose connection broke is taken for dead after so long, unless it is back."""
     outage_deadline_s: Seconds = 120.0
-    """How long a replica tries to reach a coordinator that is gone."""
+    """How long a replica tries to reach a coordinator that is gone, or waits for one that does not answer."""
     most_payload_bytes: int = Field(default=4 * 2**30, ge=4096)
     """Most payload bytes of one replica in one round, all fragments together. What is above it is refused."""
 

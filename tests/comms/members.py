@@ -23,17 +23,20 @@ from comms.agreement import (
     RoundPlan,
 )
 from comms.coordinator import coordinate
-from comms.grpc_transport import GrpcTransport, Route, TransportSettings
+from comms.grpc_transport import GrpcTransport
 from comms.ledger import Ledger
 from comms.run_state import RoundRules
 from comms.security import Loopback, Security
 from comms.store import PayloadStore, digest_of
 from comms.transport import Transport
+from comms.transport_settings import Route, TransportSettings
 
 PATIENCE_S = 30.0
 CONFIG, CORPUS = "c0" * 32, "d0" * 32
 FRAGMENTS = {"embed": 300_000, "layer.0": 1, "head": 0}
 """Their payloads' lengths in bytes: more than a chunk, one, none."""
+VALIDATION = {"a": (10.0, 10), "b": (90.0, 30)}
+"""What of them validates, with which sum of losses, on how many targets; after each round."""
 
 
 def rules(replicas: str, *, rounds: int = 3, min_replicas: int | None = None, **deadlines: float) -> RoundRules:
@@ -257,7 +260,8 @@ class Member:
             contents[arrival.entry.digest] = arrival.content
         self.applied.append(committed.manifest)
         self.contents.append(contents)
-        transport.send(Applied(committed.round, theta_digest(self.applied)))
+        loss_sum, targets = VALIDATION.get(self.name, (0.0, 0))
+        transport.send(Applied(committed.round, theta_digest(self.applied), loss_sum, targets))
 
 
 def content_of(replica: str, plan: RoundPlan, fragment: str) -> bytes:

@@ -7,7 +7,8 @@ import datetime
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -17,15 +18,18 @@ from comms.agreement import COORDINATOR
 from comms.certificates import OPERATOR, TOKEN_FILE, issue
 from comms.channel import open_channel
 from comms.join_token import prove, read_token
+from comms.run_state import RoundRules
 from comms.security import Security, Tls
+from comms.transport_settings import Route
 from protos import payload_pb2 as payloads
 from protos import payload_pb2_grpc, round_pb2_grpc
 from protos import round_pb2 as pb
-from tests.comms.members import CONFIG, CORPUS, theta_digest
+from tests.comms.members import CONFIG, CORPUS, CoordinatorThread, rules, theta_digest
 
 RUN = "test"
 MEMBERS = (COORDINATOR, OPERATOR, *"abc")
 PATIENCE_S = 20.0
+TWO = rules("ab")
 
 
 def tls(certificates: Path, run: str = RUN) -> Callable[[str], Security]:
@@ -157,3 +161,27 @@ def is_hung_up_on(connection: socket.socket) -> bool:
     except ConnectionError:
         pass
     return True
+
+
+@contextmanager
+def coordinator(
+    folder: Path, certificates: Path, run_rules: RoundRules = TWO, route: Route = "direct"
+) -> Iterator[CoordinatorThread]:
+    """A coordinator under TLS."""
+    running = CoordinatorThread(folder, run_rules, route=route, security=tls(certificates))
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def assert_refused(error: grpc.aio.AioRpcError | None, code: grpc.StatusCode, *said: str) -> None:
+    """It was, with this code, and all of this was said."""
+    assert error is not None, "it was let in"
+    assert error.code() is code, error.details()
+    assert all(part in str(error.details()) for part in said), error.details()
+
+
+def assert_still_serves(running: CoordinatorThread, certificates: Path) -> None:
+    """The coordinator answers an honest member."""
+    assert call(running.address, tls(certificates)("a"), status) is None

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from comms.agreement import Applied, CatchUp, CommittedRound, Finish, Join, Proposal, Refusal, Report, RoundPlan
+from comms.agreement import Acknowledge, CatchUp, CommittedRound, Finish, Join, Proposal, Refusal, Report, RoundPlan
 from comms.leases import Segment
-from comms.rounds import advance, next_deadline_s
+from comms.round_deadlines import next_deadline_s
+from comms.rounds import advance
 from comms.run_state import Alive, Heard, Phase, RunState, Send, Ticked
 from tests.comms.stories import contributors, left_out, open_world, phase, working
 from tests.comms.world import CONFIG, CORPUS, World, rules, sha
@@ -168,18 +169,36 @@ def join(name: str) -> Join:
     return Join(name, "1", "", CONFIG, CORPUS, 1000, 0, sha())
 
 
-def test_applied_figures_are_kept_when_a_stream_breaks_after_them() -> None:
-    world = working("a", min_replicas=1, rounds=2)
-    while not world.history:
-        world.act_once("a")
-    while world["a"].round == 0:
-        world.act_once("a")
-    world["a"].outbox[0] = replace(Applied(1, world["a"].theta_digest), validation_loss_sum=30.0, validation_targets=10)
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_what_a_replica_made_of_a_round_is_in_its_line_though_its_stream_breaks(*, is_heard: bool) -> None:
+    """Before or after it was heard: it is said again, behind a Join, which alone must not close the line."""
+    world = working("ab", rounds=2)
+    world["a"].loss, world["b"].loss = 1.0, 3.0
+    while any(world[name].round == 0 for name in "ab"):
+        for name in "ab":
+            if world[name].round == 0:
+                world.act_once(name)
+    if is_heard:
+        world.say("a")
+    world.cut("a")
+    world.say("b")
+    world.connect("a")
     world.say("a")
+    world.act()
+    assert [summary.validation_loss for summary in world.summaries] == [2.0, 2.0]
+
+
+def test_an_acknowledgement_that_is_lost_with_its_stream_is_asked_for_again() -> None:
+    world = working("ab", rounds=1)
+    while not any(isinstance(message, Acknowledge) for message in world["a"].outbox):
+        for name in "ab":
+            world.act_once(name)
     world.cut("a")
     world.connect("a")
     world.act()
-    assert world.summaries[0].validation_loss == 3.0
+    assert contributors(world) == ["ab"]
+    assert left_out(world) == {}
+    assert phase(world) is Phase.DONE
 
 
 # ---- nobody works, nobody is left ----

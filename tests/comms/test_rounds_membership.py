@@ -7,7 +7,7 @@ import math
 import pytest
 
 from comms.agreement import CatchUp, Offer, Proposal, RoundPlan
-from comms.rounds import next_deadline_s
+from comms.round_deadlines import next_deadline_s
 from comms.run_state import Heard, Phase
 from tests.comms.stories import contributors, left_out, open_world, phase, working
 from tests.comms.world import World, rules, sha

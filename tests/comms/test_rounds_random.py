@@ -114,7 +114,7 @@ class Story:
             yield f"crash {name}", partial(world.crash, name, noticed=noticed)
             yield f"pause {name}", partial(setattr, replica, "awake", False)
             if replica.connected:
-                yield f"cut {name}", partial(world.cut, name, draw.randint(0, 3), draw.randint(0, 1), noticed=noticed)
+                yield f"cut {name}", partial(world.cut, name, draw.randint(0, 3), noticed=noticed)
                 yield f"leave {name}", partial(world.leave, name)
             for owner, report in world.state.reports.items():
                 yield f"hide {owner}'s payload from {name}", partial(replica.refuses.add, report.payloads[0].digest)

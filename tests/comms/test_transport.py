@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,13 +18,13 @@ import grpc
 import pytest
 
 from comms.address import BadAddress
-from comms.agreement import COORDINATOR, Entry, Finish, Holder, Leave, Payload, Problem, Report, RoundPlan
+from comms.agreement import COORDINATOR, Finish, Leave, Payload, Report, RoundPlan
 from comms.channel import InsecureAddress, listen, new_server, open_channel
 from comms.errors import JournalError, Refused, RunFailed, Unreachable
-from comms.grpc_transport import Route
 from comms.journal import Journal
 from comms.security import Insecure, Loopback
 from comms.store import digest_of
+from comms.transport_settings import Route
 from protos import round_pb2 as pb
 from protos import round_pb2_grpc
 from tests.comms.members import (
@@ -84,39 +83,6 @@ def test_all_members_get_the_same_contents_in_the_same_order(tmp_path: Path, rou
     assert [(row["round"], row["agreed"], row["contributors"]) for row in rows] == [
         (number, True, ["a", "b", "c"]) for number in (1, 2, 3)
     ]
-
-
-def test_payloads_of_a_dead_member_come_from_another_that_has_them(tmp_path: Path) -> None:
-    with transport_of(tmp_path, "b", NOBODY) as b, transport_of(tmp_path, "c", NOBODY) as c:
-        with transport_of(tmp_path, "a", NOBODY) as a:
-            payload = a.publish(1, "embed", b"what a found out" * 50_000)
-            manifest = (Entry("a", payload.fragment, payload.digest, payload.num_bytes, 130),)
-            holders = [Holder("a", a.address), Holder("b", b.address), Holder("c", c.address)]
-            [arrival] = b.fetch(1, manifest, holders, committed=False)
-            assert arrival.content == b"what a found out" * 50_000
-        [arrival] = c.fetch(1, manifest, holders, committed=False)
-        assert arrival.content == b"what a found out" * 50_000
-    received = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
-    assert [row["peer"] for row in received if row["kind"] == "pseudo_gradient"] == ["b"]
-
-
-def test_an_address_that_may_not_be_dialled_does_not_hide_the_others(tmp_path: Path) -> None:
-    with transport_of(tmp_path, "b", NOBODY) as b, transport_of(tmp_path, "c", NOBODY) as c:
-        payload = b.publish(1, "embed", b"x")
-        manifest = (Entry("a", payload.fragment, payload.digest, payload.num_bytes, 130),)
-        [arrival] = c.fetch(1, manifest, [Holder("a", "192.0.2.1:1"), Holder("b", b.address)], committed=False)
-        assert arrival.content == b"x"
-
-
-def test_a_source_that_stands_still_is_given_up_when_the_coordinator_says_that_it_is_away(tmp_path: Path) -> None:
-    with coordinator(tmp_path, rules("abc")) as running, socket.create_server(("127.0.0.1", 0)) as stopped:
-        # Somebody's kernel takes connections, as that of a stopped process does; nobody answers.
-        holders = [Holder("a", f"127.0.0.1:{stopped.getsockname()[1]}")]
-        with transport_of(tmp_path, "b", running.address) as b:
-            manifest = (Entry("a", "embed", digest_of(b"x"), 1, 130),)
-            [arrival] = b.fetch(1, manifest, holders, committed=False)
-    assert isinstance(arrival.content, Problem)
-    assert "it is away, and sends nothing" in arrival.content.reason
 
 
 # ---- the coordinator comes and goes ----

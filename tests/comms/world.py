@@ -1,7 +1,7 @@
 """A run without a network: the round machine, and replicas that keep to the protocol, in a world whose time we hold.
 
 `World` plays the coordinator's process (`feed`, `restart`) and `Replica` a replica's: the loops of
-`dist_train.replica` and `dist_train.round`, and under them the queues of `comms.grpc_transport`. Nothing happens by
+`dist_train.replica` and `dist_train.round`, and under them `comms.conversation`. Nothing happens by
 itself: whoever holds the world says who speaks, who hears, who works, who fails, and how much time passes. Whatever
 happens, `World.check` holds after it.
 """
@@ -38,7 +38,8 @@ from comms.agreement import (
     RoundSummary,
 )
 from comms.leases import Lease, Segment, merge, without
-from comms.rounds import advance, next_deadline_s
+from comms.round_deadlines import next_deadline_s
+from comms.rounds import advance
 from comms.run_state import (
     Alive,
     Event,
@@ -114,6 +115,8 @@ class Replica:
     """The share of a lease that it gets through."""
     offer: Offer | None = None
     """The snapshot that it serves."""
+    told: Applied | None = None
+    """What it said of the round that it applied last."""
     plan: RoundPlan | None = None
     report: Report | None = None
     inbox: deque[CoordinatorMessage] = field(default_factory=deque)
@@ -273,25 +276,25 @@ class World:
         self.feed(Slept(seconds))
 
     def connect(self, name: str) -> None:
-        """Opens a stream; it begins with the join, and the report that may have been lost with the stream before."""
+        """Opens a stream; it begins with the join, and what may have been lost with the stream before."""
         replica = self[name]
         replica.connected, replica.joined = True, False
         opening: list[MemberMessage] = [replica.join]
+        if replica.told is not None:
+            opening.append(replica.told)
         if replica.report is not None and replica.report.round > replica.round:
             opening.append(replica.report)
         if replica.offer is not None:
             opening.append(replica.offer)
-        replica.outbox = deque([*opening, *replica.outbox])
+        replica.outbox = deque(opening)
 
-    def cut(self, name: str, lost_inbound: int = 1000, lost_outbound: int = 0, *, noticed: bool = True) -> None:
-        """Breaks a stream; what was under way is lost."""
+    def cut(self, name: str, lost_inbound: int = 1000, *, noticed: bool = True) -> None:
+        """Breaks a stream; what was under way is lost, and so is what the replica has yet to say on it."""
         replica = self[name]
         self._break_stream(name, noticed)
         for _ in range(min(lost_inbound, len(replica.inbox))):
             replica.inbox.pop()
-        for _ in range(min(lost_outbound, len(replica.outbox))):
-            replica.outbox.popleft()
-        replica.outbox = deque(m for m in replica.outbox if not isinstance(m, Join))
+        replica.outbox.clear()
 
     def leave(self, name: str) -> None:
         self.feed(Heard(name, Leave("has to go")))
@@ -360,7 +363,7 @@ class World:
             if is_served and source.offer.round > replica.round:
                 applied, replica.damage = self.snapshots[source.offer.index_digest]
                 replica.applied, replica.mode = list(applied), "follow"
-                replica.outbox.append(Applied(replica.round, replica.theta_digest))
+                self._tell(replica)
                 break
         for committed in self.history[replica.round :]:
             self._apply(replica, committed)
@@ -381,10 +384,14 @@ class World:
         if replica.is_flaky:
             replica.damage = f"{replica.name} in round {replica.round}, {replica.incarnation}"
         replica.mode = "follow"
-        replica.outbox.append(Applied(committed.round, replica.theta_digest))
+        self._tell(replica)
         if replica.round % replica.save_every == 0:
             replica.saved, replica.saved_damage = list(replica.applied), replica.damage
             self._serve_snapshot(replica)
+
+    def _tell(self, replica: Replica) -> None:
+        replica.told = Applied(replica.round, replica.theta_digest, replica.loss, 1)
+        replica.outbox.append(replica.told)
 
     # ---- time, and everybody at once ----
 
