@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 BUCKETS = 16
 
 
-def micro_batch_s(lengths: NDArray[np.int64], ranks: Ranks, cost: CostModel, limit_s: float) -> float:
-    """Seconds of the best grouping found in `limit_s`; infinite when none was found."""
+def micro_batch_s(
+    lengths: NDArray[np.int64], ranks: Ranks, cost: CostModel, limit_s: float, buckets: int = BUCKETS
+) -> float:
+    """Seconds of the best grouping found in `limit_s` CPU seconds; infinite when none was found."""
     falling = np.sort(lengths)[::-1]
-    edges = bucket_edges(falling, BUCKETS)
+    edges = bucket_edges(falling, buckets)
     groups = [degree for degree in ranks.degrees for _ in range(len(ranks) // degree)]
     program, longest = LinearProgram(), falling[edges[:-1]]
     counts = np.diff(edges)

@@ -4,8 +4,10 @@
 
 For {Wikipedia, CommonCrawl-like, GitHub-like} x {192K, 384K} on 64 ranks, 512 sequences a step: the plan, its certified
 bound, the best static degree (one for all steps, wide enough for the context), the best homogeneous degree of each
-step, and HiGHS for ten seconds on each micro-batch (FlexSP's formulation): on the adaptive plan's own micro-batches
-(`milp_s`), and on those that FlexSP cuts, M_min to M_min + 4 of them (`milp_cut_s`, the fastest). Then 1024 ranks.
+step, and HiGHS for ten CPU seconds on each micro-batch (FlexSP's formulation): on those that FlexSP cuts, M_min to
+M_min + 4 of them (`milp_cut_s`, the fastest), and on the adaptive plan's own (`milp_s`). These are so full that lengths
+rounded up to 16 buckets may not fit, so there it is given 64 buckets as well, for as long, and the better counts. Then
+1024 ranks.
 
 Seconds of planning are CPU seconds of this process, which is one thread: what one core needs, whatever else runs here.
 Without the file of real lengths, Wikipedia-like ones are drawn from a lognormal, and the output says so.
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.sequence_milp import micro_batch_s
+from benchmarks.sequence_milp import BUCKETS, micro_batch_s
 from benchmarks.sequence_milp import step_s as published_step_s
 from dist_train.sequence.bound import Bound, certify
 from dist_train.sequence.cost import REFERENCE_7B
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 CAPACITY_TOKENS = {192 * 1024: 6449, 384 * 1024: 6407}
 SEQUENCES = 512
 RANKS = 64
+MORE_BUCKETS = 64
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Row:
     best_homogeneous_s: float
     static_s: dict[int, float]
     milp_s: float | None
+    milp_micro_batches_s: tuple[tuple[float, float | None], ...]
+    """Of each micro-batch: the plan's seconds, and those of HiGHS, if it found a grouping."""
     milp_cut_s: float | None
     solve_s: float
     solve_wall_s: float
@@ -95,8 +100,8 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wikipedia-lengths", type=Path, help="real lengths, one a line, zstandard")
     parser.add_argument("--batches", type=int, default=10, help="steps for each distribution and context")
-    parser.add_argument("--certify-s", type=float, default=20.0, help="seconds to tighten each bound; 0: not")
-    parser.add_argument("--milp-s", type=float, default=10.0, help="seconds of HiGHS for each micro-batch")
+    parser.add_argument("--certify-s", type=float, default=20.0, help="CPU seconds to tighten each bound; 0: not")
+    parser.add_argument("--milp-s", type=float, default=10.0, help="CPU seconds of HiGHS for each micro-batch")
     parser.add_argument("--milp-batches", type=int, default=10, help="of how many steps HiGHS solves the micro-batches")
     parser.add_argument("--milp-more", type=int, default=4, help="HiGHS also solves M_min to M_min + this many runs")
     parser.add_argument("--large", action=argparse.BooleanOptionalAction, default=True, help="also plan for 1024 ranks")
@@ -120,8 +125,10 @@ def _row(name: str, draw: Draw, context: int, batch: int, options: argparse.Name
     homogeneous = plan_step(lengths, ranks, REFERENCE_7B, "best-homogeneous").predicted_s
     cpu = time.process_time()
     milp_s = milp_cut_s = None
+    each: tuple[tuple[float, float | None], ...] = ()
     if batch < options.milp_batches:
-        milp_s = _milp(plan, lengths, ranks, options.milp_s)
+        each = _milp(plan, lengths, ranks, options.milp_s)
+        milp_s = _sum_of([milp for _, milp in each])
         cut_s = published_step_s(lengths, ranks, REFERENCE_7B, options.milp_s, options.milp_more)
         milp_cut_s = cut_s if math.isfinite(cut_s) else None
     return Row(
@@ -135,6 +142,7 @@ def _row(name: str, draw: Draw, context: int, batch: int, options: argparse.Name
         best_homogeneous_s=homogeneous,
         static_s=static,
         milp_s=milp_s,
+        milp_micro_batches_s=each,
         milp_cut_s=milp_cut_s,
         solve_s=solve_s,
         solve_wall_s=plan.solve_s,
@@ -143,11 +151,23 @@ def _row(name: str, draw: Draw, context: int, batch: int, options: argparse.Name
     )
 
 
-def _milp(plan: SequencePlan, lengths: NDArray[np.int64], ranks: Ranks, limit_s: float) -> float | None:
-    """Seconds of the step when HiGHS groups each of the plan's micro-batches anew; None when it found no grouping."""
-    held = [[k for group in one.groups for k in group.sequences] for one in plan.micro_batches]
-    total = sum(micro_batch_s(lengths[sequences], ranks, REFERENCE_7B, limit_s) for sequences in held)
-    return total if math.isfinite(total) else None
+def _milp(
+    plan: SequencePlan, lengths: NDArray[np.int64], ranks: Ranks, limit_s: float
+) -> tuple[tuple[float, float | None], ...]:
+    """HiGHS groups each of the plan's micro-batches anew."""
+    each = []
+    for one in plan.micro_batches:
+        ours_s = max(REFERENCE_7B.group_s(lengths[list(group.sequences)], len(group.ranks)) for group in one.groups)
+        held = lengths[[k for group in one.groups for k in group.sequences]]
+        milp_s = min(micro_batch_s(held, ranks, REFERENCE_7B, limit_s, buckets) for buckets in (BUCKETS, MORE_BUCKETS))
+        each.append((ours_s, milp_s if math.isfinite(milp_s) else None))
+    return tuple(each)
+
+
+def _sum_of(seconds: list[float | None]) -> float | None:
+    """None when one is missing."""
+    known = [one for one in seconds if one is not None]
+    return sum(known) if len(known) == len(seconds) else None
 
 
 def _by_distribution(rows: list[Row]) -> list[dict[str, object]]:
@@ -178,6 +198,8 @@ def _of_one(rows: list[Row]) -> dict[str, object]:
 def _summary(rows: list[Row]) -> dict[str, object]:
     solved = [(row.makespan_s, row.milp_s) for row in rows if row.milp_s is not None]
     cut = [(row.makespan_s, row.milp_cut_s) for row in rows if row.milp_cut_s is not None]
+    each = [pair for row in rows for pair in row.milp_micro_batches_s]
+    grouped = [milp / ours for ours, milp in each if milp is not None]
     return {
         "mean_gap": statistics.mean(row.gap for row in rows),
         "worst_gap": max(row.gap for row in rows),
@@ -190,6 +212,10 @@ def _summary(rows: list[Row]) -> dict[str, object]:
         "slower_than_homogeneous": sum(row.makespan_s > row.best_homogeneous_s * (1 + 1e-9) for row in rows),
         "milp_over_adaptive": statistics.mean(milp / ours for ours, milp in solved) if solved else None,
         "milp_steps_solved": len(solved),
+        "milp_micro_batches": len(each),
+        "milp_micro_batches_solved": len(grouped),
+        "milp_over_adaptive_of_these": statistics.mean(grouped) if grouped else None,
+        "milp_micro_batches_faster": sum(ratio < 1 - 1e-9 for ratio in grouped),
         "milp_cut_over_adaptive": statistics.mean(milp / ours for ours, milp in cut) if cut else None,
         "milp_cut_steps_solved": len(cut),
         "milp_steps_without_a_plan": sum(row.milp_s is None and row.milp_solve_s is not None for row in rows),

@@ -30,8 +30,10 @@ seconds, E_c its capacity, and counts underestimated as tokens over the bucket's
 bounds every plan. Tokens are not rounded to buckets. What t_qc leaves out of the squared term is known for the step as
 a whole, g_c seconds; w_cj is the part of it that stands in c and j, h_q the most that bucket q can bring. (2) and (6)
 lose where a wide interval lets groups of one micro-batch have different C: the intervals that the solution uses are cut
-again, and the program is solved again, some times with whole z_j and a whole place of the longest sequence. `certify`
-asks for whole z_j everywhere and whole places of the longest sequences, which takes seconds.
+again, and the program is solved again. Then branch and bound, best first, asks for whole numbers where a fraction saves
+the most: of micro-batches (one more or less weighs most where memory is short), the kind of the longest one's group,
+z_j, wide groups, and one interval for each of the longest sequences. Few programs are spent on it while a step waits
+for its plan; `certify` spends many.
 
 Holds up to the solver's tolerance of 1e-7. Paper: none; FlexSP solves each micro-batch and stops after a time limit.
 """
@@ -44,7 +46,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dist_train.sequence.buckets import BUCKETS, SINGLES, Buckets, bucket
-from dist_train.sequence.linear_program import INFINITY, LinearProgram, Solved
+from dist_train.sequence.linear_program import Effort, LinearProgram, Solved
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,10 +54,21 @@ if TYPE_CHECKING:
     from dist_train.sequence.problem import Problem
 
 INTERVALS = 14
-FINE_INTERVALS = 40
 MANY_KINDS = 16
 SOLVES = 30
-"""Linear programs spent on a whole place of the longest sequence and on whole z_j, the tallest first."""
+"""Linear programs spent on whole numbers, and"""
+ITERATIONS = 25_000
+"""iterations of the simplex method on all of them."""
+CERTIFIES, CERTAIN = 5000, 0.999
+"""Linear programs of `certify`, and the part of the horizon with which it is content."""
+KIND, INTERVAL = 1, 2
+"""Of the keys of x_qcj."""
+DECIDES = 1e3
+"""What is made whole before anything else: the number of micro-batches, and the kind of the longest one's group."""
+WIDE = 0.25
+"""Whole numbers are asked for of groups that take at least this part of the ranks."""
+HEIGHTS = 4
+"""So many of the longest sequences are each in one interval."""
 GOOD = 0.985
 """No more are spent when the bound is this part of the horizon."""
 NEAR = 0.02
@@ -81,30 +94,29 @@ class Bound:
 
 def lower_bound(problem: Problem, horizon_s: float, solves: int = SOLVES, many: int = BUCKETS) -> Bound:
     """The bound by the linear program, in tenths of a second. No micro-batch of an optimal plan may take longer than
-    `horizon_s`: the seconds of any known plan will do. The last `solves` programs ask for whole z_j and a whole place
-    of the longest sequence, as far as they get. Beyond the longest sequences there are `many` buckets."""
+    `horizon_s`: the seconds of any known plan will do. The last `solves` programs ask for whole numbers, as far as they
+    get. Beyond the longest sequences there are `many` buckets."""
+    return _bound(problem, horizon_s, many, Effort(solves, ITERATIONS, enough=GOOD))
+
+
+def certify(problem: Problem, horizon_s: float, known: Bound, limit_s: float) -> Bound:
+    """A bound at least as tight as `known`, by programs of up to `limit_s` CPU seconds, so it is not deterministic."""
+    tight = _bound(problem, horizon_s, BUCKETS, Effort(CERTIFIES, limit_s=limit_s, enough=CERTAIN))
+    return replace(tight, step_s=max(known.step_s, tight.step_s))
+
+
+def _bound(problem: Problem, horizon_s: float, many: int, effort: Effort) -> Bound:
     relaxed = _in_units_of(horizon_s, _with_few_kinds(problem))
     buckets = bucket(relaxed.lengths, buckets=many)
-    program = _Program(relaxed, buckets, _first_edges(relaxed, 1.0), whole=0)
+    program = _Program(relaxed, buckets, _first_edges(relaxed, 1.0))
     first = program.solve()
     if not len(first.values):
         return _times(horizon_s, Bound(max(0.0, SAFETY * first.bound), ()))
-    fine = _Program(relaxed, buckets, program.refined(first), whole=0)
-    root, solved = fine.branch(solves)
+    fine = _Program(relaxed, buckets, program.refined(first))
+    root, solved = fine.branch(effort)
     step_s = SAFETY * max(0.0, first.bound, solved.bound)
     layers = fine.read(root).layers or program.read(first).layers
     return _times(horizon_s, Bound(step_s, layers, fine.read(solved).layers))
-
-
-def certify(problem: Problem, horizon_s: float, known: Bound, limit_s: float, whole: int = 6) -> Bound:
-    """A bound at least as tight as `known`: whole micro-batches in each interval, and the `whole` longest sequences
-    each in one place. Stops within `limit_s` seconds with what is proven then, so it is not deterministic."""
-    relaxed = _in_units_of(horizon_s, _with_few_kinds(problem))
-    edges = _first_edges(relaxed, 1.0, FINE_INTERVALS)
-    program = _Program(relaxed, bucket(relaxed.lengths), edges, whole=whole)
-    solved = program.solve(limit_s)
-    tight = _times(horizon_s, replace(program.read(solved), step_s=SAFETY * solved.bound))
-    return replace(tight, step_s=max(known.step_s, tight.step_s))
 
 
 def _in_units_of(unit_s: float, problem: Problem) -> Problem:
@@ -136,7 +148,7 @@ def _with_few_kinds(problem: Problem) -> Problem:
     )
 
 
-def _first_edges(problem: Problem, horizon_s: float, count: int = INTERVALS) -> NDArray[np.float64]:
+def _first_edges(problem: Problem, horizon_s: float) -> NDArray[np.float64]:
     """(J + 1,) from an empty group to the horizon; in between mostly where full groups are."""
     low = float(problem.fixed_s.min())
     fits = problem.lengths[:, None] <= problem.capacity[None, :]
@@ -146,7 +158,7 @@ def _first_edges(problem: Problem, horizon_s: float, count: int = INTERVALS) -> 
         problem.ranks
     )
     high = min(horizon_s, max(2 * full, 1.1 * float(alone[0].min()), 1.1 * float(alone[0][fits[0]][0])))
-    middle = np.geomspace(max(low, 0.75 * full), high, count - 1) if high > max(low, 0.75 * full) else np.zeros(0)
+    middle = np.geomspace(max(low, 0.75 * full), high, INTERVALS - 1) if high > max(low, 0.75 * full) else np.zeros(0)
     # The longest sequences' own times are where the program's choices change: edges stand there.
     own = np.sort(alone[bucket(problem.lengths).first[:SINGLES]][fits[bucket(problem.lengths).first[:SINGLES]]])
     at = np.minimum(np.searchsorted(own, middle), len(own) - 1)
@@ -157,7 +169,7 @@ def _first_edges(problem: Problem, horizon_s: float, count: int = INTERVALS) -> 
 class _Program:
     """The program of the docstring."""
 
-    def __init__(self, problem: Problem, buckets: Buckets, edges: NDArray[np.float64], whole: int) -> None:
+    def __init__(self, problem: Problem, buckets: Buckets, edges: NDArray[np.float64]) -> None:
         self.problem, self.buckets, self.edges = problem, buckets, edges
         self.program = LinearProgram()
         self._last = buckets.first + buckets.count - 1
@@ -165,29 +177,41 @@ class _Program:
         self._token_s = self._alone_s / buckets.shortest[:, None]
         self._fits = buckets.shortest[:, None] <= problem.capacity[None, :]
         self._most_left, self._left_s = _left_out(problem, buckets)
-        self._columns(whole)
+        self._columns()
         for j in range(len(edges) - 1):
             self._interval(j)
         self._all_placed()
 
-    def solve(self, limit_s: float = INFINITY) -> Solved:
-        return self.program.solve(limit_s=limit_s)
+    def solve(self) -> Solved:
+        return self.program.solve()
 
-    def branch(self, solves: int) -> tuple[Solved, Solved]:
-        """What the program says, and what it says with whole micro-batches, the longest sequence in one kind."""
-        return self.program.branch([*self._places(0), *self.z[::-1]], solves, GOOD)
+    def branch(self, effort: Effort) -> tuple[Solved, Solved]:
+        """What the program says, and what it says with whole numbers where fractions save the most."""
+        return self.program.branch(self._weights() if effort.solves > 1 else {}, effort)
 
-    def _places(self, q: int) -> list[int]:
-        """New columns: in which kind of group bucket q is; none when it is more than one sequence."""
+    def _weights(self) -> dict[int, float]:
+        """Columns that are whole in every plan, and how much a fraction of each may save, about."""
+        weights = {self.many: DECIDES, **dict.fromkeys(self._choices(0, KIND), DECIDES)}
+        weights |= {z: float(self.edges[j]) for j, z in enumerate(self.z)}
+        part = self.problem.degree / len(self.problem.ranks)
+        weights |= {n: float(part[c] * self.edges[j]) for (c, j), n in self.n.items() if part[c] >= WIDE}
+        for q in range(min(HEIGHTS, len(self.buckets.count))):
+            soonest_s = float((self.problem.fixed_s + self._alone_s[q])[self._fits[q]].min())
+            weights |= dict.fromkeys(self._choices(q, INTERVAL), soonest_s)
+        return weights
+
+    def _choices(self, q: int, of: int) -> list[int]:
+        """New columns: in which kind of group, or in which interval, bucket q is; none when it is many sequences."""
         if self.buckets.count[q] > 1:
             return []
-        places = []
-        for c in range(len(self.problem.degree)):
-            inside = [(x, 1.0) for (of, kind, _), x in self.x.items() if (of, kind) == (q, c)]
-            if inside:
-                places.append(self.program.column(0.0, 1.0))
-                self.program.row([*inside, (places[-1], -1.0)], 0.0, 0.0)
-        return places
+        inside: dict[int, list[tuple[int, float]]] = {}
+        for key, x in self.x.items():
+            if key[0] == q:
+                inside.setdefault(key[of], []).append((x, 1.0))
+        columns = [self.program.column(0.0, 1.0) for _ in inside]
+        for column, terms in zip(columns, inside.values(), strict=True):
+            self.program.row([*terms, (column, -1.0)], 0.0, 0.0)
+        return columns
 
     def read(self, solved: Solved) -> Bound:
         if not len(solved.values):
@@ -205,10 +229,10 @@ class _Program:
         after = np.minimum(self.edges[used + 1], mean * (1 + NEAR))
         return _apart(np.unique(np.concatenate([self.edges, before, after])))
 
-    def _columns(self, whole: int) -> None:
+    def _columns(self) -> None:
         add, problem, intervals = self.program.column, self.problem, range(len(self.edges) - 1)
         self.t = [add(cost=1.0) for _ in intervals]
-        self.z = [add(integer=whole > 0) for _ in intervals]
+        self.z = [add() for _ in intervals]
         self.n = {
             (c, j): add()
             for j in intervals
@@ -222,9 +246,7 @@ class _Program:
             soonest = problem.fixed_s[c] + self._alone_s[q, c]
             for j in intervals:
                 if (c, j) in self.n and soonest <= self.edges[j + 1] * (1 + 1e-12):  # (3)
-                    is_whole = q < whole and self.buckets.count[q] == 1
-                    # In units of the bucket's tokens.
-                    self.x[int(q), int(c), j] = add(0.0, 1.0, integer=bool(is_whole))
+                    self.x[int(q), int(c), j] = add(0.0, 1.0)  # in units of the bucket's tokens
 
     def _all_placed(self) -> None:
         where: dict[int, list[int]] = {q: [] for q in range(len(self.buckets.count))}
@@ -234,8 +256,8 @@ class _Program:
             self.program.row([(column, 1.0) for column in columns], 1.0, 1.0)  # (3)
         if self.w:
             self.program.row([(column, 1.0) for column in self.w.values()], 1.0, 1.0)  # (11)
-        many = self.program.column(self.problem.fewest_micro_batches, integer=True)
-        self.program.row([*((column, 1.0) for column in self.z), (many, -1.0)], 0.0, 0.0)  # (2)
+        self.many = self.program.column(self.problem.fewest_micro_batches, integer=True)
+        self.program.row([*((column, 1.0) for column in self.z), (self.many, -1.0)], 0.0, 0.0)  # (2)
 
     def _interval(self, j: int) -> None:
         low, high = float(self.edges[j]), float(self.edges[j + 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import highspy
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -20,8 +21,18 @@ WHOLE = 1e-6
 """A value this near a whole number is one."""
 
 
-ITERATIONS = 25_000
-"""Of the simplex method, after which no further cut is made. A clock would make the result depend on the machine."""
+@dataclass(frozen=True)
+class Effort:
+    """What branching may cost."""
+
+    solves: int
+    """Linear programs."""
+    iterations: int = 2**31 - 1
+    """Of the simplex method, in all, after which no further cut is made."""
+    limit_s: float = INFINITY
+    """CPU seconds of this process. A limit makes the result depend on the machine; the two above don't."""
+    enough: float = INFINITY
+    """A bound that needs no further proof."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +77,20 @@ class LinearProgram:
         self._row_upper.append(upper)
 
     def solve(self, gap: float = 1e-4, limit_s: float = INFINITY, nodes: int = 2**31 - 1) -> Solved:
-        """The optimum, or what was found when a limit was met (a limit in seconds is not deterministic). Blocks."""
+        """The optimum, or what was found when a limit was met. A limit is in CPU seconds of this process, so that it
+        means the same on a busy machine; it is not deterministic. Blocks."""
         solver, is_mixed = self._solver(relaxed=False), any(self._integer)
         for option, value in (("mip_rel_gap", gap), ("mip_max_nodes", nodes)):
             solver.setOptionValue(option, value)
         if limit_s < INFINITY:
-            solver.setOptionValue("time_limit", float(limit_s))
+            until_s = time.process_time() + limit_s
+
+            def stop(event: highspy.highs.HighsCallbackEvent) -> None:
+                if time.process_time() >= until_s:
+                    event.interrupt()
+
+            solver.cbMipInterrupt += stop
+            solver.cbSimplexInterrupt += stop
         solver.run()
         info = solver.getInfo()
         has_solution = info.primal_solution_status == int(highspy.SolutionStatus.kSolutionStatusFeasible)
@@ -80,27 +99,32 @@ class LinearProgram:
             return Solved(float(info.mip_dual_bound), values)
         return _optimum(solver)
 
-    def branch(self, columns: Sequence[int], solves: int, enough: float = INFINITY) -> tuple[Solved, Solved]:
-        """The optimum, and the bound when `columns` shall be whole, by so many linear programs each begun where the
-        last one ended, or fewer when the bound is `enough`. It cuts where the bound is lowest, at the first of the
-        columns that is not whole; the values are of that place."""
+    def branch(self, weights: Mapping[int, float], effort: Effort) -> tuple[Solved, Solved]:
+        """The optimum, and the bound when the columns of `weights` shall be whole, by linear programs each begun where
+        the last one ended. It cuts where the bound is lowest, at the column whose distance from a whole number, times
+        its weight, is the largest; the values are of that place."""
+        until_s = time.process_time() + effort.limit_s
+        whole, weight = np.array(list(weights)), np.array(list(weights.values()))
         solver = self._solver(relaxed=True)
         solver.setOptionValue("presolve", "off")
         solver.run()
         root = _optimum(solver)
         nodes: list[tuple[float, int, dict[int, tuple[float, float]], Solved]] = [(root.bound, 0, {}, root)]
         solved, iterations = 1, solver.getInfo().simplex_iteration_count
-        while len(nodes[0][3].values) and nodes[0][0] < enough and solved + 1 < solves and iterations < ITERATIONS:
+        while len(nodes[0][3].values) and nodes[0][0] < effort.enough:
+            if solved + 1 >= effort.solves or iterations >= effort.iterations or time.process_time() >= until_s:
+                break
             bound, _, within, solution = nodes[0]
-            broken = [one for one in columns if abs(solution.values[one] - round(solution.values[one])) > WHOLE]
-            if not broken:
+            away = np.abs(solution.values[whole] - np.round(solution.values[whole]))
+            if away.max() <= WHOLE:
                 break
             heapq.heappop(nodes)
-            cut, least = broken[0], math.floor(solution.values[broken[0]])
+            cut = int(whole[np.argmax(np.where(away > WHOLE, away * weight, 0.0))])
+            least = math.floor(solution.values[cut])
             low, high = within.get(cut, (self._lower[cut], self._upper[cut]))
             for part in ((low, float(least)), (least + 1.0, high)):
                 child = {**within, cut: part}
-                for column in columns:
+                for column in weights:
                     solver.changeColBounds(column, *child.get(column, (self._lower[column], self._upper[column])))
                 solver.run()
                 solved, iterations = solved + 1, iterations + solver.getInfo().simplex_iteration_count

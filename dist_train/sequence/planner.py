@@ -13,6 +13,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dist_train.sequence.bound import Bound, lower_bound
 from dist_train.sequence.errors import PlanningError
 from dist_train.sequence.placement import placed
@@ -23,7 +25,6 @@ from dist_train.sequence.search import Search, limits_of, one_more
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from dist_train.sequence.cost import CostModel
@@ -33,9 +34,15 @@ if TYPE_CHECKING:
 
 CALLS = 6000
 """Calls of the greedy on a step of 512 sequences and 64 ranks; larger steps get fewer, in proportion to their cost."""
-FEWEST_CALLS = 200
+FEWEST_CALLS = 160
 CALLS_A_SEQUENCE = 20
 """Steps of few sequences have few plans."""
+FAR = 1.03
+"""A plan this far above its bound is worth a longer search:"""
+CALLS_MORE = 6
+"""so many times the calls."""
+WIDE_CALLS = 50
+"""Calls without the narrow groups, for each degree."""
 FIRST = 6
 """One of so many calls comes before the bound."""
 SAMPLED_RANKS = 64
@@ -69,7 +76,9 @@ def plan_step(lengths: Lengths, ranks: Ranks, cost: CostModel, planner: str = "a
 def _adaptive(problem: Problem, cost: CostModel) -> SequencePlan:
     search, sample = Search(problem, _calls(problem)), sample_of(problem, cost, SAMPLED_RANKS)
     if sample is None:
-        return _plan(problem, search, _solve(problem, search))
+        bound = _solve(problem, search)
+        search.restart(_starts(bound), CALLS_MORE * _calls(problem), bound.step_s * FAR)
+        return _plan(problem, search, bound)
     # A large step has the limits of a small one that looks like it; each call of the greedy is dear.
     small = Search(sample, _calls(sample) // 2)
     _solve(sample, small)
@@ -89,17 +98,28 @@ def _adaptive(problem: Problem, cost: CostModel) -> SequencePlan:
 def _solve(problem: Problem, search: Search) -> Bound:
     """Searches for the best packing; the bound."""
     search.even()
+    for degree in sorted(set(problem.degree))[1:]:
+        # The greedy opens narrow groups first: what needs wide ones from the start it finds only without them.
+        wide = Search(replace(problem, capacity=np.where(problem.degree < degree, 0, problem.capacity)), WIDE_CALLS)
+        if problem.lengths[0] <= wide.problem.capacity.max():
+            wide.even()
+            search.consider(wide.best)
     # A better plan now spares linear programs: there is less left to prove.
     search.trade_from(search.limits_s, _calls(problem) // FIRST)
     bound = lower_bound(problem, _found(search))
     search.target_s = bound.step_s
-    starts = [limits_of(layers) for layers in (bound.layers, bound.whole_layers) if layers]
+    starts = _starts(bound)
     for limits in starts:
         search.from_limits(limits)
         for packing in search.towers(limits):
             search.descend(packing)
     search.trade(*starts, one_more(search.limits_s))
     return bound
+
+
+def _starts(bound: Bound) -> list[NDArray[np.float64]]:
+    """Limits of a step that met the bound, as far as it says."""
+    return [limits_of(layers) for layers in (bound.layers, bound.whole_layers) if layers]
 
 
 def _best_homogeneous(lengths: Lengths, ranks: Ranks, cost: CostModel) -> SequencePlan:

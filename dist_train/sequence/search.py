@@ -11,6 +11,7 @@ seconds, and the random numbers have a seed, so that the same lengths give the s
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import numpy as np
 from dist_train.sequence.packing import Packer, Packing, without_empty
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -31,6 +32,13 @@ STEPS = 8
 ONE_MORE = 0.9
 TRADES = 2
 """Rounds of trades from the best packing."""
+RESTART_CALLS = 300
+FIRST_RESTART = 100
+"""The seed of the first short run; other runs have smaller ones."""
+NEARBY = 0.05
+"""How far from a start others are tried: a part of each limit."""
+SHORT = 0.4
+"""A short micro-batch works for this part of the time of the next longer one."""
 TALL = 6
 """Sequences whose own times are tried as limits."""
 MORE_MICRO_BATCHES = 4
@@ -62,6 +70,11 @@ class Search:
     def limits_s(self) -> NDArray[np.float64]:
         """(M,) falling: the seconds of the best packing's micro-batches; empty without one."""
         return np.zeros(0) if self.best is None else _falling(self.best)
+
+    def consider(self, packing: Packing | None) -> None:
+        """Remembers a packing that is better than the best."""
+        if packing is not None and (self.best is None or packing.step_s < self.best.step_s * (1 - 1e-12)):
+            self.best = packing
 
     def even(self) -> None:
         """Starts from equal limits, for M_min micro-batches and more until one more is no better."""
@@ -154,15 +167,33 @@ class Search:
             elif self.best is not None:
                 self.trade_from(_falling(self.best), part, seed)
 
+    def restart(self, starts_s: Sequence[NDArray[np.float64]], calls: int, enough_s: float) -> None:
+        """Spends up to so many more calls on short runs of trades, until a step of `enough_s` is found: in turn from
+        the best packing, from it with one micro-batch more, from each of `starts_s`, and from these and the best with a
+        short micro-batch for what the others have no room for; later from near them. A long run stays in the valley it
+        begins in; short ones see more."""
+        self._calls = self._packer.calls + calls
+        random = np.random.default_rng(0)
+        for seed in itertools.count():
+            if self.is_over or self.best is None or self.best.step_s <= enough_s:
+                return
+            now = self.limits_s
+            turns = [now, one_more(now), *starts_s, *(self._with_a_short_one(some) for some in (now, *starts_s))]
+            start_s = turns[seed % len(turns)]
+            if seed >= len(turns):
+                start_s = np.sort(start_s * random.normal(1, NEARBY, len(start_s)))[::-1]
+            self.trade_from(start_s, RESTART_CALLS, FIRST_RESTART + seed)
+
+    def _with_a_short_one(self, limits_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.append(limits_s, self._fixed_s + SHORT * (limits_s[-1:] - self._fixed_s))
+
     def trade_from(self, start_s: NDArray[np.float64], calls: int, seed: int = 0) -> None:
         """Spends so many calls on trades that begin with limits of `start_s`, raised as far as they must be."""
         if self.is_over or not calls:
             return
         joins = (self._join_degrees[0], self._join_degrees[-1])
         found = self._packer.trade(np.ascontiguousarray(start_s), joins, calls, seed)
-        if found is not None:
-            found = without_empty(found)
-            self.best = found if self.best is None or found.step_s < self.best.step_s else self.best
+        self.consider(None if found is None else without_empty(found))
 
     def _lowered(self, now: NDArray[np.float64], chosen: slice) -> NDArray[np.float64]:
         """Limits after a bisection on a factor for the chosen ones."""
@@ -200,8 +231,7 @@ class Search:
             packing = self._packer.pack(falling, join_degree)
             if packing is not None:
                 packing = without_empty(packing)
-                if self.best is None or packing.step_s < self.best.step_s * (1 - 1e-12):
-                    self.best = packing
+                self.consider(packing)
                 return packing
         return None
 

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_train.sequence.linear_program import LinearProgram
+from dist_train.sequence.linear_program import Effort, LinearProgram
 
 costs = st.lists(st.integers(1, 9), min_size=3, max_size=3)
 rows = st.lists(
@@ -16,7 +16,7 @@ rows = st.lists(
 def test_branching_is_a_bound_between_the_relaxed_and_the_whole_optimum(
     cost: list[int], covers: list[tuple[list[int], int]], solves: int
 ) -> None:
-    def program(*, whole: bool) -> tuple[LinearProgram, list[int]]:
+    def program(*, whole: bool) -> tuple[LinearProgram, dict[int, float]]:
         made = LinearProgram()
         columns = [made.column(0.0, 30.0, float(price), integer=whole and i < 2) for i, price in enumerate(cost)]
         for factors, least in covers:
@@ -24,12 +24,12 @@ def test_branching_is_a_bound_between_the_relaxed_and_the_whole_optimum(
                 made.row(
                     [(column, float(factor)) for column, factor in zip(columns, factors, strict=True)], float(least)
                 )
-        return made, columns[:2]
+        return made, dict.fromkeys(columns[:2], 1.0)
 
-    relaxed, columns = program(whole=False)
+    relaxed, weights = program(whole=False)
     exact, _ = program(whole=True)
     best = exact.solve(gap=0.0).bound
-    (root, some), (_, every) = relaxed.branch(columns, solves), relaxed.branch(columns, 500)
+    (root, some), (_, every) = (relaxed.branch(weights, Effort(many)) for many in (solves, 500))
     few, many = some.bound, every.bound
     assert abs(relaxed.solve().bound - root.bound) <= 1e-7 * (1 + abs(root.bound))
     assert root.bound <= few + 1e-7

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def test_every_plan_is_sound(step: tuple[list[int], Ranks, CostModel], planner: 
 
 
 @settings(max_examples=12, deadline=None)
+@example(step=([4, 37, 37], Ranks.equal(4, 20), WITHOUT_NETWORK))
 @given(step=steps(most_ranks=4, most_sequences=5))
 def test_oracle_no_plan_is_below_the_bound_and_ours_is_near_the_best(step: tuple[list[int], Ranks, CostModel]) -> None:
     lengths, ranks, cost = step
@@ -100,6 +102,16 @@ def test_oracle_no_plan_is_below_the_bound_and_ours_is_near_the_best(step: tuple
     assert plan.predicted_s <= 1.6 * best
     tight = certify(problem_of(lengths, ranks, cost), plan.predicted_s, Bound(plan.lower_bound_s, ()), 10.0)
     assert plan.lower_bound_s <= tight.step_s <= best * (1 + 1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(step=steps(most_sequences=60))
+def test_no_static_degree_is_faster(step: tuple[list[int], Ranks, CostModel]) -> None:
+    lengths, ranks, cost = step
+    plan = plan_step(lengths, ranks, cost)
+    for degree in ranks.degrees:
+        with suppress(PlanningError):
+            assert plan.predicted_s <= plan_step(lengths, ranks, cost, f"static:{degree}").predicted_s * (1 + 1e-9)
 
 
 @settings(max_examples=15, deadline=None)
