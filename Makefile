@@ -18,7 +18,7 @@ demo: $(VENV)/.run  ## Train three replicas on this machine (a few minutes) and 
 test: $(VENV)/.dev  ## Run the tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not full_matrix and not cluster" $(PYTEST_ARGS)
 
-test-faults: $(VENV)/.dev  ## Run every fault at every point of a round (about 11 minutes).
+test-faults: $(VENV)/.dev  ## Run every fault at every point of a round (about 16 minutes).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 test-long: $(VENV)/.dev  ## Run what else takes long: ranks, pipelines, joins, chaos, virtual against real (about 7 minutes).

@@ -118,8 +118,6 @@ def _utilisation(config: Config, plan: Plan) -> list[ProblemPart]:
         options.append(f"inner.steps = {steps} instead of {config.inner.steps}")
         if config.outer.method == "sparseloco" and config.sparseloco.k > 16:
             options.append(f"sparseloco.k = {config.sparseloco.k // 2}")
-        if exchange_s <= compute_s and not getattr(config.exchange, "overlap", False):
-            options.append("exchange.overlap = true, which hides it whole")
     what = f"computing fills {plan.utilisation:.0%} of the time; each round has {seconds_text(exchange_s)} of exchange"
     return [ProblemPart(severity="advice", what=what, remedy=" or ".join(options))] if options else []
 

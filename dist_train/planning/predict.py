@@ -51,8 +51,7 @@ def predict(config: Config, assumptions: Assumptions = NOTHING_ASSUMED) -> Plan:
     exchange = exchange_of(config, architecture, crew, payload, count)
     run = PlannedRun(config, architecture, work, payload, exchange)
     groups = [replica_part(run, group) for group in crew.groups]
-    overlap = bool(getattr(config.exchange, "overlap", False))
-    own_s = [group.phases.round_s(overlap=overlap) for group in groups]
+    own_s = [group.phases.round_s for group in groups]
     round_s = None if None in own_s else max(s for s in own_s if s is not None)
     groups = [in_round(config, group, own, round_s) for group, own in zip(groups, own_s, strict=True)]
     tokens = count * config.steps_per_round * config.inner.batch_tokens

@@ -11,7 +11,6 @@ Symbols: H inner steps of step_s seconds, R replicas, P parameters, p bytes of a
     decode    R P / D                                                                                      (5)
     apply     P / A                                                                                        (6)
     round     the slowest replica's sum; the others wait                                                   (7)
-    overlap   max(compute, the rest) instead of their sum: the exchange behind the next H steps            (8)
 
 `decode` stands inside `fetch` in a report: a payload is checked by decoding it as it comes.
 """
@@ -82,11 +81,10 @@ class PhaseSeconds:
         """All but compute."""
         return self.encode_s + self.publish_s + self.fetch_s + self.decode_s + self.apply_s
 
-    def round_s(self, *, overlap: bool) -> float | None:
-        """One replica's own round (7), (8)."""
-        if self.compute_s is None:
-            return None
-        return max(self.compute_s, self.exchange_s) if overlap else self.compute_s + self.exchange_s
+    @property
+    def round_s(self) -> float | None:
+        """One replica's own round (7)."""
+        return None if self.compute_s is None else self.compute_s + self.exchange_s
 
 
 def line_bytes(sizes_bytes: Iterable[int], call: Literal["get", "put"]) -> int:
