@@ -66,9 +66,16 @@ def call(
     address: str, security: Security, work: Callable[[grpc.aio.Channel], Awaitable[object]], peer: str = COORDINATOR
 ) -> grpc.aio.AioRpcError | None:
     """Does `work` on a channel; how it was refused, or None when it was not."""
+    return refusal(lambda: open_channel(address, peer, security), work)
+
+
+def refusal(
+    opened: Callable[[], grpc.aio.Channel], work: Callable[[grpc.aio.Channel], Awaitable[object]]
+) -> grpc.aio.AioRpcError | None:
+    """Does `work` on a channel that is opened on the loop; how it was refused, or None when it was not."""
 
     async def within() -> grpc.aio.AioRpcError | None:
-        async with open_channel(address, peer, security) as channel:
+        async with opened() as channel:
             try:
                 await work(channel)
             except grpc.aio.AioRpcError as error:

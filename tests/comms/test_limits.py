@@ -35,6 +35,7 @@ from tests.comms.strangers import (
     is_hung_up_on,
     proved,
     put,
+    refusal,
     status,
     tls,
 )
@@ -59,19 +60,10 @@ def test_oversized_message(tmp_path: Path, certs: Path) -> None:
 
 def call_without_own_limit(address: str, certs: Path, work: Callable[[grpc.aio.Channel], Any]) -> Any:
     """Like `call`, from a client that does not keep to our limit on messages."""
-
-    async def within() -> grpc.aio.AioRpcError | None:
-        keys = read_keys(certs, "a")
-        credentials = grpc.ssl_channel_credentials(keys.authority, keys.key, keys.certificate)
-        options = [("grpc.ssl_target_name_override", dns_name(COORDINATOR)), ("grpc.max_send_message_length", -1)]
-        async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
-            try:
-                await work(channel)
-            except grpc.aio.AioRpcError as error:
-                return error
-        return None
-
-    return asyncio.run(within())
+    keys = read_keys(certs, "a")
+    credentials = grpc.ssl_channel_credentials(keys.authority, keys.key, keys.certificate)
+    options = [("grpc.ssl_target_name_override", dns_name(COORDINATOR)), ("grpc.max_send_message_length", -1)]
+    return refusal(lambda: grpc.aio.secure_channel(address, credentials, options=options), work)
 
 
 def test_forged_digest(tmp_path: Path, certs: Path) -> None:
