@@ -137,12 +137,18 @@ def sequence_engine(
 ) -> SequenceEngine:
     """The engine of a replica whose ranks torchrun has started; all of them call it together.
 
-    Calibrates in the first start of a run. ConfigError when the model's heads leave its longest document no plan.
+    Calibrates in the first start of a run. ConfigError when the model's heads leave its longest document no plan, or
+    when it drops attention at random.
     """
     architecture = architecture_of(config.model)
     heads = architecture.num_attention_heads
     for problem in sharing_problems(config, replica, heads):
         raise ConfigError(f'replica "{replica.id}": {problem}')
+    if dropout := getattr(architecture, "attention_dropout", 0.0):
+        raise ConfigError(
+            f'replica "{replica.id}": the model of model.path has attention_dropout = {dropout:g}, and what is dropped '
+            'would depend on the plan; set it to 0 in its config.json, or sequence.planner = "off"'
+        )
     ranks, capacity = join_ranks(timeout_s=config.exchange.outage_deadline_s), tokens_per_rank(config, replica, heads)
     if replica.shard:
         shard(model, ranks)  # in place, before anybody keeps its parameters

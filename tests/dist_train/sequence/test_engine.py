@@ -176,6 +176,18 @@ def test_a_model_of_too_few_heads_is_refused_before_anybody_waits(tmp_path: Path
         sequence_engine(config, config.replica[0], torch.nn.Linear(1, 1), tmp_path, ledger)
 
 
+def test_a_model_that_drops_attention_is_refused_before_the_ranks_meet(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 16}
+    LlamaConfig(**sizes, vocab_size=16, attention_dropout=0.1).save_pretrained(tmp_path / "model")
+    config = config_of(2, "adaptive")
+    config = config.model_copy(update={"model": ModelConfig(path=str(tmp_path / "model"))})
+    with (
+        Ledger(tmp_path / "ledger.jsonl", "a.0") as ledger,
+        pytest.raises(ConfigError, match=r"attention_dropout = 0\.1.*set it to 0"),
+    ):
+        sequence_engine(config, config.replica[0], torch.nn.Linear(1, 1), tmp_path, ledger)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(2, 12),
