@@ -37,7 +37,8 @@ def plan(  # noqa: PLR0917 - a parameter is an option here
     ] = None,
     link: Link = None,
     bits_per_value: Annotated[
-        float | None, typer.Option("--bits-per-value", min=0.01, help="Instead of our codec's; 14 as published.")
+        float | None,
+        typer.Option("--bits-per-value", metavar="BITS", min=0.01, help="Instead of our codec's; 14 as published."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -111,7 +112,7 @@ def certs(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where they are kept (security.certificates).")],
     run_file: Annotated[Path | None, typer.Option("--run", metavar="RUN.toml", help="For every member of it.")] = None,
     members: Annotated[list[str] | None, typer.Option("--member", metavar="NAME", help="For these only.")] = None,
-    days: Annotated[int, typer.Option("--days", help="How long they are good.")] = 365,
+    days: Annotated[int, typer.Option("--days", metavar="N", help="How long they are good.")] = 365,
     as_json: AsJson = False,
 ) -> None:
     """Make or renew what mutual TLS needs: an authority, a join token, a certificate for each member.
@@ -136,7 +137,9 @@ def doctor(
     *,
     run_file: Annotated[Path | None, typer.Option("--run", metavar="RUN.toml", help="Look for this run.")] = None,
     bootstrap: Bootstrap = None,
-    name: Annotated[str | None, typer.Option("--id", help="The replica that this machine would be.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--id", metavar="NAME", help="The replica that this machine would be.")
+    ] = None,
     certificates: Certificates = None,
     insecure: Insecure = False,
     as_json: AsJson = False,
@@ -199,7 +202,7 @@ def plan_sequences(  # noqa: PLR0917 - as many as there are options
     ] = None,
     speed: Annotated[
         list[float] | None,
-        typer.Option("--speed", show_default="1", help="Relative speed: once, or for each rank."),
+        typer.Option("--speed", metavar="X", show_default="1", help="Relative speed: once, or for each rank."),
     ] = None,
     calibration: Annotated[
         Path | None,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 app = typer.Typer()
-ReplicaId = Annotated[str, typer.Option("--id", help="Which replica of the config this is.")]
+ReplicaId = Annotated[str, typer.Option("--id", metavar="NAME", help="Which replica of the config this is.")]
 Lifeline = Annotated[bool, typer.Option("--lifeline", help="End when stdin closes.")]
 
 

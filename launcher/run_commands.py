@@ -68,9 +68,11 @@ def join(
     address: Address,
     *,
     bootstrap: Bootstrap = None,
-    name: Annotated[str | None, typer.Option("--id", help="The replica's name; this machine's when left out.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--id", metavar="NAME", help="The replica's name; this machine's when left out.")
+    ] = None,
     directory: Annotated[Path | None, typer.Option("--directory", help="Where it is kept; runs/RUN-ID if not.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1.")] = "auto",
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1.")] = "auto",
     certificates: Certificates = None,
     token: Annotated[
         Path | None, typer.Option("--token", help="The run's token; CERTIFICATES/run.token if not.")
@@ -188,7 +190,9 @@ def _what_if(run_dir: Path, replicas: int | None, link: str | None, lines: Seque
 def stop(
     run_dir: RunDir,
     coordinator: Annotated[str | None, typer.Option("--coordinator", metavar="HOST:PORT", help="Where it is.")] = None,
-    reason: Annotated[str, typer.Option("--reason", help="What the others are told.")] = "no reason was given",
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="What the others are told.")
+    ] = "no reason was given",
 ) -> None:
     """End a run for all its members, as its operator; launching it again resumes it.
 
@@ -202,11 +206,15 @@ def stop(
 
 @app.command()
 def bootstrap(
-    listen: Annotated[str, typer.Option("--listen", help="Where others reach it.")] = "/ip4/0.0.0.0/tcp/7100",
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="MULTIADDRESS", help="Where others reach it.")
+    ] = "/ip4/0.0.0.0/tcp/7100",
     identity: Annotated[
         Path, typer.Option("--identity", metavar="FILE", help="Its key, made when missing: keeps its address the same.")
     ] = Path("bootstrap.key"),
-    peers: Annotated[list[str] | None, typer.Option("--peer", help="Another bootstrap peer, to be one DHT.")] = None,
+    peers: Annotated[
+        list[str] | None, typer.Option("--peer", metavar="MULTIADDRESS", help="Another bootstrap peer, to be one DHT.")
+    ] = None,
 ) -> None:
     """Run a node by which members of runs find each other. It knows no secrets and trains nothing; Ctrl-C ends it.
 
