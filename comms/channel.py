@@ -20,6 +20,8 @@ from comms.credentials import KeyFiles, Keys, channel_credentials, read_keys, se
 from comms.errors import CommsError, Unreachable
 from comms.security import Loopback, Security, Tls
 
+GOODBYE_S = 1.0
+"""How long either end of a conversation waits for the other to end it, too."""
 MOST_MESSAGE_BYTES = 4 * 2**20
 HANDSHAKE_DEADLINE_S = 10.0
 """Whoever connects and has not shaken hands by then is hung up on."""

@@ -45,6 +45,7 @@ from comms.agreement import (
     Refusal,
     Report,
 )
+from comms.channel import GOODBYE_S
 from comms.errors import CommsError, Refused, Unreachable
 from comms.join_token import prove, read_token
 from comms.peers import Peers
@@ -159,10 +160,20 @@ class Conversation:
                 self._peers.ledger.control(peer=COORDINATOR, direction="received", num_bytes=encoded.ByteSize())
                 message = wire.coordinator_message_from_pb(encoded)
                 self._was_heard = True
+                if isinstance(message, Finish):
+                    await self._hang_up(stream, talker)
                 yield message
         finally:
             talker.cancel()
             stream.cancel()
+
+    async def _hang_up(self, stream: _Stream, talker: asyncio.Task[None]) -> None:
+        """Finishes what is being said, and waits until the coordinator has heard it and ends the stream."""
+        self.end()
+        with suppress(TimeoutError, grpc.aio.AioRpcError):
+            async with asyncio.timeout(GOODBYE_S):
+                await talker
+                await stream.read()
 
     async def _next_heard(self, stream: _Stream, talker: asyncio.Task[None]) -> object:
         """What is read next, however long that takes. Raises what the talker failed with, and Unreachable when the

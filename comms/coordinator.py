@@ -22,7 +22,7 @@ from comms import failpoints, wire
 from comms.agreement import COORDINATOR, CommittedRound, Heartbeat, Join, RoundSummary
 from comms.caller import refuse, require_name, require_operator
 from comms.certificates import AUTHORITY, OPERATOR
-from comms.channel import listen, new_server
+from comms.channel import GOODBYE_S, listen, new_server
 from comms.errors import AccessError, RunFailed, WrongName
 from comms.join_token import Doorkeeper
 from comms.journal import Journal
@@ -166,7 +166,9 @@ class Coordinator(round_pb2_grpc.RoundsServicer):
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(message))
                 self._ledger.control(peer=replica, direction="sent", num_bytes=message.ByteSize())
                 yield message
-                if message.WhichOneof("message") in ("refusal", "finish"):
+                if (last := message.WhichOneof("message")) in ("refusal", "finish"):
+                    if last == "finish":  # what is on its way is still heard: both ends count the same bytes
+                        await asyncio.wait({listener}, timeout=GOODBYE_S)
                     break
         finally:
             listener.cancel()

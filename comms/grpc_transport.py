@@ -35,7 +35,7 @@ from comms.agreement import (
     Refusal,
     SnapshotSource,
 )
-from comms.channel import listen, new_server, own_host
+from comms.channel import GOODBYE_S, listen, new_server, own_host
 from comms.conversation import Conversation
 from comms.errors import CommsError, Refused
 from comms.ledger import Ledger
@@ -51,7 +51,6 @@ from comms.transport import Arrival
 from comms.transport_settings import TransportSettings
 from protos import payload_pb2_grpc
 
-_GOODBYE_S = 1.0
 _CLOSED_WITHIN_S = 10.0
 _log = logging.getLogger(__name__)
 
@@ -175,7 +174,7 @@ class GrpcTransport:
             self._conversation.end()  # after what was said last; the coordinator hears it, and hangs up
             if self._heard is not None:
                 with suppress(TimeoutError, asyncio.CancelledError, CommsError):
-                    await asyncio.wait_for(asyncio.wrap_future(self._heard.work), _GOODBYE_S)
+                    await asyncio.wait_for(asyncio.wrap_future(self._heard.work), GOODBYE_S)
             await self._peers.close()
             if self._server is not None:
-                await self._server.stop(grace=_GOODBYE_S)
+                await self._server.stop(grace=GOODBYE_S)

@@ -13,12 +13,26 @@ from typing import Any
 import pytest
 
 from comms import failpoints
-from comms.agreement import Entry, Holder, Offer, Payload, Proposal, Report, RoundPlan, SnapshotSource
+from comms.agreement import (
+    Acknowledge,
+    Applied,
+    CommittedRound,
+    Entry,
+    Finish,
+    Holder,
+    Offer,
+    Payload,
+    Proposal,
+    Report,
+    RoundPlan,
+    SnapshotSource,
+)
 from comms.errors import CommsError, Unreachable
 from comms.grpc_transport import GrpcTransport
 from comms.store import digest_of
 from tests.comms.members import CoordinatorThread, Member, content_of, join_of, rules, transport_of
 
+ENDS = (("a", "sent"), ("coordinator", "received"))
 NOBODY = "127.0.0.1:9"
 """The discard port: nobody answers there."""
 
@@ -34,6 +48,11 @@ def coordinator(folder: Path, *arguments: Any) -> Iterator[CoordinatorThread]:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def counted(ledger: Path, direction: str) -> int:
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    return sum(row["bytes"] for row in rows if row["kind"] == "control" and row["direction"] == direction)
 
 
 # ---- the stream breaks ----
@@ -76,6 +95,40 @@ def test_what_is_said_while_there_is_no_stream_arrives_with_the_next_one(tmp_pat
                 assert message == plan
     assert isinstance(message, Proposal)
     assert [entry.digest for entry in message.manifest] == [payload.digest]
+
+
+def test_both_ends_count_the_same_bytes_however_late_something_is_said(tmp_path: Path) -> None:
+    """A snapshot is offered when it has been read through: that may be while the last word is on its way."""
+    over = threading.Event()
+    digest = digest_of(b"snapshot")
+
+    def chatter(a: GrpcTransport) -> None:
+        while not over.wait(0.002):
+            a.send(Offer(0, digest, digest, 9))
+
+    for attempt in range(5):
+        over.clear()
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        with coordinator(folder, rules("a", rounds=1)) as running:
+            with transport_of(folder, "a", running.address) as a:
+                a.join(join_of("a", a))
+                plan = a.receive()
+                assert isinstance(plan, RoundPlan)
+                a.send(Report(1, (a.publish(1, "embed", content_of("a", plan, "embed")),), 130, 2.0))
+                proposal = a.receive()
+                assert isinstance(proposal, Proposal)
+                talking = threading.Thread(target=chatter, args=(a,))
+                talking.start()
+                a.send(Acknowledge(1, proposal.attempt))
+                assert isinstance(a.receive(), CommittedRound)
+                a.send(Applied(1, digest))
+                assert a.receive() == Finish("")
+                over.set()
+                talking.join()
+            running.join()
+        sent, received = (counted(folder / f"{end}.jsonl", what) for end, what in ENDS)
+        assert sent == received > 0
 
 
 # ---- the coordinator, or our own thread, does not answer ----
