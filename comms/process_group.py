@@ -218,6 +218,7 @@ class GrpcProcessGroup(dist.ProcessGroup):
 
     def __init__(self, ranks: RankGroup, members: Sequence[int], lane: str, timeout: timedelta) -> None:
         """`members`: the ranks of the group, as the replica counts them; `lane`: its name."""
+        # torch's stubs know no constructor of the class that backends derive from.
         super().__init__(list(members).index(ranks.place.rank), len(members))  # type: ignore[call-arg]
         self.ranks = ranks
         self._members = list(members)

@@ -198,7 +198,7 @@ def run_member(
     from launcher import cli  # noqa: PLC0415 - imported already by the process that this one was forked from
 
     if inside is not None:
-        from launcher.namespaces import move_into  # noqa: PLC0415
+        from launcher.namespaces import move_into  # noqa: PLC0415 - pyroute2, on Linux only
 
         move_into(inside)
     if member != COORDINATOR:

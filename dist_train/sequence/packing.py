@@ -1,10 +1,9 @@
 """The greedy: sequences into groups, under a time limit for each micro-batch.
 
-Longest sequence first. Each goes into the open group where it costs the fewest device-seconds, of equals the
-fullest one;
-else a group is opened: the smallest degree that can hold it in time, in the micro-batch with the highest limit. Groups
-above `join_degree` (across machines, say) are joined only when nothing can be opened. Where nothing is in time, the
-micro-batch that is late by the least gets a higher limit, as long as all limits together stay within a budget.
+Longest sequence first. Each goes into the open group where it costs the fewest device-seconds, of equals the fullest
+one; else a group is opened: the smallest degree that can hold it in time, in the micro-batch with the highest limit.
+Groups above `join_degree` (across machines, say) are joined only when nothing can be opened. Where nothing is in time,
+the micro-batch that is late by the least gets a higher limit, as long as all limits together stay within a budget.
 
 `Packer.trade` calls the greedy many times with limits changed a little at random (simulated annealing): Python would
 need as long for each change as the greedy itself.

@@ -1,12 +1,11 @@
 """Which time limits to give the greedy: a search over vectors (C_1 >= ... >= C_M), a number for each micro-batch.
 
-Cutting a step into micro-batches and choosing their limits is one question here: a sequence goes wherever the
-greedy puts
-it, so micro-batches mix lengths as far as that pays. Starts are the lower bound's layers and equal limits for M_min,
-M_min + 1, ...; each is raised until the greedy succeeds, then lowered: from each place on together, then each
-alone, then
-by small random trades (one or two up, others down, the sum less). The work is counted in calls of the greedy, not in
-seconds, and the random numbers have a seed, so that the same lengths give the same plan.
+Cutting a step into micro-batches and choosing their limits is one question here: a sequence goes wherever the greedy
+puts it, so micro-batches mix lengths as far as that pays. Starts are the lower bound's layers and equal limits for
+M_min, M_min + 1, ...; each is raised until the greedy succeeds, then lowered: from each place on together, then each
+alone, then by small random trades (one or two up, others down, the sum less). What is far from its bound even then is
+searched on by short runs of trades from many starts. The work is counted in calls of the greedy, not in seconds, and
+the random numbers have a seed, so that the same lengths give the same plan.
 """
 
 from __future__ import annotations
